@@ -1,0 +1,57 @@
+"""The exceptions a person can cause.
+
+Every message is one sentence that says what happened, followed by what to do next. The CLI shows the message
+alone and exits with ``exit_code``; any other exception is a defect of the tool.
+"""
+
+
+class LapoError(Exception):
+    """Something a person can put right; base of the family. Exit code 1: the work failed."""
+
+    exit_code = 1
+
+
+class UsageError(LapoError):
+    """The request itself cannot be carried out as written. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration key, type or value that is not accepted."""
+
+
+class UnknownGameError(UsageError):
+    """A game name that is not one of the sixteen."""
+
+
+class DeviceError(UsageError):
+    """A compute device that this machine or this build of PyTorch does not have."""
+
+
+class RunDirError(UsageError):
+    """A path that is no run directory, or one that another version or another process holds."""
+
+
+class MissingInputError(UsageError):
+    """Data or an earlier stage that the requested work needs is not there."""
+
+
+class CorruptDataError(LapoError):
+    """A file that is truncated, altered or of the wrong shape."""
+
+
+class DownloadError(LapoError):
+    """Demonstrations could not be fetched; what arrived so far is kept."""
+
+
+class DiskFullError(LapoError):
+    """There is not enough free disk; what was finished is kept."""
+
+
+class ProcgenUnavailableError(LapoError):
+    """Procgen cannot be imported on this platform, so nothing can act."""
+
+
+class TrainingDivergedError(LapoError):
+    """A loss became NaN or infinite; the last good checkpoint is kept."""
