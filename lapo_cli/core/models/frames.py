@@ -1,0 +1,30 @@
+"""Frames from the store or an environment, made ready for a network."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normalize(frames: Tensor, size: int) -> Tensor:
+    """uint8 frames to the networks' range, x = frame / 255 - 0.5 (paper, appendix A), at ``size`` pixels a side.
+
+    Frames stay uint8 until they are on the device; a size below 64 averages square blocks of pixels.
+
+    Args:
+        frames: (..., 64, 64, 3) uint8 on any device; the leading dimensions are kept.
+        size: 64, 32 or 16.
+
+    Returns:
+        (..., 3, size, size) float32 in [-0.5, 0.5], channels-last in memory.
+    """
+    lead = frames.shape[:-3]
+    x = frames.reshape(-1, *frames.shape[-3:]).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+    if size != x.shape[-1]:
+        x = F.avg_pool2d(x, x.shape[-1] // size)
+    x = x.mul_(1 / 255).sub_(0.5)
+    return x.unflatten(0, lead) if len(lead) != 1 else x
+
+
+def stack_frames(x: Tensor) -> Tensor:
+    """(B, T, 3, H, W) -> (B, T*3, H, W), oldest frame first, channels-last in memory."""
+    return x.flatten(1, 2).contiguous(memory_format=torch.channels_last)

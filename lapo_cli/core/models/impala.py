@@ -1,0 +1,49 @@
+"""The IMPALA convolutional trunk that the inverse dynamics model and the policy share (paper, appendix A)."""
+
+from torch import Tensor, nn
+
+HIDDEN = 256
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(relu(x)))), 3x3 convolutions, ``hidden`` channels in the middle."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.conv1 = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + self.conv1(self.conv0(x.relu()).relu())
+
+
+class ImpalaTrunk(nn.Module):
+    """Three sequences of convolution, pooling and two residual blocks; no normalization layers.
+
+    Args:
+        in_channels: 3 a stacked frame.
+        scale: k; the sequences have 16k, 32k and 32k channels.
+        size: pixels a side of the input.
+    """
+
+    def __init__(self, in_channels: int, scale: int, size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for out in (16 * scale, 32 * scale, 32 * scale):
+            layers += [
+                nn.Conv2d(channels, out, 3, padding=1),
+                nn.MaxPool2d(3, stride=2, padding=1),
+                ResidualBlock(out, out),
+                ResidualBlock(out, out),
+            ]
+            channels = out
+        self.convs = nn.Sequential(*layers)
+        self.num_features = channels * (size // 8) ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, size, size) -> features relu(flatten(convs(x))) of shape (B, num_features)."""
+        # Flattened in the order of an ordinary (contiguous) tensor, so that weights do not depend on the layout.
+        features: Tensor = self.convs(x).flatten(1).relu()
+        return features

@@ -1,0 +1,124 @@
+"""The vector quantizer with exponential-moving-average codebooks (paper, section 3 and appendix A)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Quantized:
+    """What the quantizer makes of a batch of latent actions.
+
+    Attributes:
+        latent: z_q (B, codebooks * dim * positions) float32; its gradient goes straight through to z.
+        loss: commitment loss, a scalar.
+        perplexity: exp of the entropy of the batch's mean code usage, summed over codebooks; a scalar.
+        codes: (B, codebooks, positions) int64.
+    """
+
+    latent: Tensor
+    loss: Tensor
+    perplexity: Tensor
+    codes: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-neighbour quantization with several codebooks, learnt by exponential moving average.
+
+    A latent action of ``codebooks * dim * positions`` numbers is read as that three-dimensional array. In training
+    mode every forward pass also moves the codebooks; in evaluation mode nothing changes. Computed in float32.
+
+    Args:
+        codebooks: number of codebooks (2).
+        codes: embeddings a codebook (64).
+        dim: numbers an embedding (16).
+        positions: latents a codebook quantizes (4).
+        decay: of the moving averages (0.999).
+        commitment: weight of mse(z, stopgrad(z_q)) (0.05).
+        revive_below: a code whose moving share of the batch falls under this fraction of an even share is moved
+            onto a latent of the current batch, which is what keeps short runs from collapsing; 0, the paper's, never.
+    """
+
+    embedding: Tensor
+    ema_count: Tensor
+    ema_sum: Tensor
+
+    def __init__(
+        self,
+        codebooks: int,
+        codes: int,
+        dim: int,
+        positions: int,
+        decay: float,
+        commitment: float,
+        revive_below: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.shape = (codebooks, dim, positions)
+        self.decay = decay
+        self.commitment = commitment
+        self.revive_below = revive_below
+        embedding = torch.empty(codebooks, codes, dim).uniform_(-5 / codes, 5 / codes)
+        self.register_buffer("embedding", embedding)
+        self.register_buffer("ema_count", torch.zeros(codebooks, codes))
+        self.register_buffer("ema_sum", embedding.clone())
+
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize latent actions z (B, codebooks * dim * positions)."""
+        z = z.float()
+        # (codebooks, B * positions, dim)
+        x = z.unflatten(1, self.shape).permute(1, 0, 3, 2).flatten(1, 2)
+        flat = x.detach()
+        distance = torch.baddbmm(
+            self.embedding.square().sum(2).unsqueeze(1) + flat.square().sum(2, keepdim=True),
+            flat,
+            self.embedding.transpose(1, 2),
+            alpha=-2.0,
+        )
+        codes = distance.argmin(2)
+        quantized = self.embedding.gather(1, codes.unsqueeze(2).expand(-1, -1, self.shape[1]))
+        usage = F.one_hot(codes, self.embedding.shape[1]).to(flat.dtype)
+        if self.training:
+            self._move_codebooks(flat, usage)
+        loss = self.commitment * F.mse_loss(x, quantized)
+        mean_usage = usage.mean(1)
+        perplexity = torch.exp(-(mean_usage * (mean_usage + 1e-10).log()).sum(1)).sum()
+        straight_through = quantized + (x - x.detach())
+        return Quantized(
+            latent=self._unfold(straight_through).flatten(1),
+            loss=loss,
+            perplexity=perplexity,
+            codes=codes.unflatten(1, (-1, self.shape[2])).transpose(0, 1),
+        )
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        """(codebooks, B * positions, dim) -> (B, codebooks, dim, positions)."""
+        return x.unflatten(1, (-1, self.shape[2])).permute(1, 0, 3, 2)
+
+    @torch.no_grad()
+    def _move_codebooks(self, flat: Tensor, usage: Tensor) -> None:
+        """EMA update with Laplace smoothing 1e-5 of the counts; embedding = sums / counts."""
+        epsilon = 1e-5
+        self.ema_count.lerp_(usage.sum(1), 1 - self.decay)
+        total = self.ema_count.sum(1, keepdim=True)
+        self.ema_count.add_(epsilon).div_(total + self.ema_count.shape[1] * epsilon).mul_(total)
+        self.ema_sum.lerp_(usage.transpose(1, 2) @ flat, 1 - self.decay)
+        self.embedding.copy_(self.ema_sum / self.ema_count.unsqueeze(2))
+        if self.revive_below > 0:
+            self._revive(flat)
+
+    def _revive(self, flat: Tensor) -> None:
+        codebooks, codes, dim = self.embedding.shape
+        share = self.ema_count / self.ema_count.sum(1, keepdim=True)
+        dead = share < self.revive_below / codes
+        picks = torch.randint(flat.shape[1], (codebooks, codes), device=flat.device)
+        fresh = flat.gather(1, picks.unsqueeze(2).expand(-1, -1, dim))
+        # A revived code starts with an even share, or it would be found dead again at the next step.
+        even = (self.ema_count.sum(1, keepdim=True) / codes).expand_as(self.ema_count)
+        self.ema_count.copy_(torch.where(dead, even, self.ema_count))
+        self.embedding.copy_(torch.where(dead.unsqueeze(2), fresh, self.embedding))
+        self.ema_sum.copy_(torch.where(dead.unsqueeze(2), fresh * even.unsqueeze(2), self.ema_sum))
