@@ -1,0 +1,189 @@
+"""Making a frame store: in a temporary folder beside it, in bounded memory, renamed into place when it is whole."""
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from lapo_cli import __version__
+from lapo_cli.core.data.store import (
+    COLUMNS,
+    FORMAT_VERSION,
+    FRAME_BYTES,
+    FRAME_SHAPE,
+    FRAMES_FILE,
+    MANIFEST_FILE,
+    Manifest,
+    Split,
+    fingerprint,
+    map_frames,
+)
+from lapo_cli.core.errors import DownloadError
+from lapo_cli.core.files import atomic_write_json, disk_full_as_error, fsync_path
+
+
+class StoreWriter:
+    """Context manager that makes the store of a game and split at ``path``.
+
+    ``reserve`` rows, then ``put_frames`` and ``put_columns`` for each of them once and in any order, then ``finish``.
+    An older store at ``path`` stays usable until ``finish`` replaces it. Leaving without ``finish`` removes what was
+    written; what a killed writer left behind is removed by the next one.
+
+    Frames are written with pwrite and not through a map: a full disk is then an error and not a SIGBUS, and no
+    page of the store ever belongs to this process.
+
+    Raises:
+        DownloadError: another process is making the same store.
+        DiskFullError: (every method) the disk filled up.
+    """
+
+    def __init__(self, path: Path, game: str, split: Split) -> None:
+        self._path = path
+        self._game = game
+        self._split = split
+        self._lock = FileLock(path.parent / f".{path.name}.lock")
+        self._num_frames = 0
+        self._frames_put = 0
+        self._columns_put = 0
+        self._columns: dict[str, NDArray[Any]] = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
+
+    def __enter__(self) -> "StoreWriter":
+        with disk_full_as_error(self._path.parent):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise DownloadError(
+                    f"Another lapo process is making {self._path}: wait until it has finished, then try again."
+                ) from error
+            try:
+                self._clear_leftovers()
+                self._folder = self._path.with_name(f".{self._path.name}.partial-{secrets.token_hex(4)}")
+                self._folder.mkdir()
+                self._file = os.open(self._folder / FRAMES_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+        shutil.rmtree(self._folder, ignore_errors=True)  # After finish it is no longer there.
+        self._lock.release()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on the same disk for an importer's temporary files; it goes with the writer."""
+        return self._folder
+
+    def reserve(self, num_frames: int) -> int:
+        """Make room for ``num_frames`` more rows, on disk too, and return the index of the first.
+
+        Asking for the disk before the work is what makes a full one an error now and not an hour later.
+        """
+        first = self._num_frames
+        with disk_full_as_error(self._path.parent):
+            os.posix_fallocate(self._file, first * FRAME_BYTES, num_frames * FRAME_BYTES)
+        self._num_frames += num_frames
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, np.zeros(num_frames, column.dtype)])
+        return first
+
+    def put_frames(self, at: int, frames: NDArray[np.uint8]) -> None:
+        """Write (K, 64, 64, 3) uint8 frames to rows ``at`` to ``at + K``, which must be reserved.
+
+        Raises:
+            ValueError: wrong shape or type, or rows that are not reserved.
+        """
+        if frames.dtype != np.uint8 or frames.shape[1:] != FRAME_SHAPE or not self._reserved(at, len(frames)):
+            raise ValueError(f"cannot put {frames.dtype} {frames.shape} at {at} of {self._num_frames}")
+        rest = np.ascontiguousarray(frames).reshape(-1).data
+        offset = at * FRAME_BYTES
+        with disk_full_as_error(self._path.parent):
+            while rest:
+                written = os.pwrite(self._file, rest, offset)
+                rest, offset = rest[written:], offset + written
+        self._frames_put += len(frames)
+
+    def put_columns(
+        self,
+        at: int,
+        actions: NDArray[np.integer[Any]],
+        rewards: NDArray[np.floating[Any]],
+        episode_starts: NDArray[np.bool_],
+    ) -> None:
+        """Set the small columns of rows ``at`` to ``at + K``, each (K,); the values fit the types of the store.
+
+        Raises:
+            ValueError: lengths differ, or rows that are not reserved.
+        """
+        count = len(actions)
+        if len(rewards) != count or len(episode_starts) != count or not self._reserved(at, count):
+            raise ValueError(f"cannot put columns of {count} rows at {at} of {self._num_frames}")
+        rows = slice(at, at + count)
+        self._columns["actions"][rows] = actions
+        self._columns["rewards"][rows] = rewards
+        self._columns["episode_starts"][rows] = episode_starts
+        self._columns_put += count
+
+    def finish(self, *, source: str, made_by: str, num_episodes: int, mean_return: float | None) -> Manifest:
+        """Complete the store and put it in place of an older one.
+
+        Raises:
+            ValueError: rows that were reserved have not been written, or there are none.
+        """
+        if not 0 < self._num_frames == self._frames_put == self._columns_put:
+            raise ValueError(
+                f"{self._num_frames} rows reserved, {self._frames_put} frames and {self._columns_put} columns put"
+            )
+        with disk_full_as_error(self._path.parent):
+            os.fsync(self._file)
+            for name, column in self._columns.items():
+                file = self._folder / f"{name}.npy"
+                np.save(file, column)
+                fsync_path(file)
+            frames = map_frames(self._folder / FRAMES_FILE, self._num_frames)
+            manifest = Manifest(
+                format_version=FORMAT_VERSION,
+                lapo_version=__version__,
+                game=self._game,
+                split=self._split,
+                num_frames=self._num_frames,
+                num_episodes=num_episodes,
+                mean_return=mean_return,
+                source=source,
+                made_by=made_by,
+                fingerprint=fingerprint(frames, self._columns),
+            )
+            atomic_write_json(self._folder / MANIFEST_FILE, manifest.as_dict())
+            self._move_into_place()
+        return manifest
+
+    def _reserved(self, at: int, count: int) -> bool:
+        return at >= 0 and at + count <= self._num_frames
+
+    def _move_into_place(self) -> None:
+        # A folder cannot be renamed over another one: the older store steps aside first. Killed between the two
+        # renames, the next writer puts it back.
+        older = self._path.with_name(f".{self._path.name}.older")
+        if self._path.exists():
+            self._path.rename(older)
+        self._folder.rename(self._path)
+        fsync_path(self._path.parent)
+        shutil.rmtree(older, ignore_errors=True)
+
+    def _clear_leftovers(self) -> None:
+        """Undo what a killed writer left; the lock says that none is alive."""
+        older = self._path.with_name(f".{self._path.name}.older")
+        if older.exists() and not self._path.exists():
+            older.rename(self._path)
+        for leftover in (older, *self._path.parent.glob(f".{self._path.name}.partial-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
