@@ -166,17 +166,17 @@ def import_chunks(
                 left = None if left is None else left - taken
                 task.update(count)
         return writer.finish(
-            source=description or chunks_source(source, max_frames),
+            source=description or chunks_source(str(source.absolute()), max_frames),
             made_by="chunks",
             num_episodes=len(returns),
             mean_return=float(np.mean(returns)) if returns else None,
         )
 
 
-def chunks_source(source: Path, max_frames: int | None) -> str:
-    """The words by which a store made from these chunks is known."""
+def chunks_source(name: str, max_frames: int | None) -> str:
+    """The words by which a store made from these chunks is known; ``name`` is their path or address."""
     cut = "" if max_frames is None else f", at most {max_frames} frames"
-    return f"npz chunks of {source.absolute()}{cut}"
+    return f"npz chunks of {name}{cut}"
 
 
 def _store_chunk(chunk: Chunk, writer: StoreWriter, limit: int | None) -> tuple[int, list[float]]:

@@ -3,6 +3,8 @@
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +30,24 @@ from lapo_cli.core.errors import DownloadError
 from lapo_cli.core.files import atomic_write_json, disk_full_as_error, fsync_path
 
 
+@contextmanager
+def only_one(lock_file: Path, doing: str) -> Iterator[None]:
+    """Hold a lock that dies with the process, however it dies.
+
+    Raises:
+        DownloadError: another process holds it.
+    """
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DownloadError(f"Another lapo process is {doing}: wait until it has finished, then try again.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class StoreWriter:
     """Context manager that makes the store of a game and split at ``path``.
 
@@ -47,37 +67,28 @@ class StoreWriter:
         self._path = path
         self._game = game
         self._split = split
-        self._lock = FileLock(path.parent / f".{path.name}.lock")
         self._num_frames = 0
         self._frames_put = 0
         self._columns_put = 0
         self._columns: dict[str, NDArray[Any]] = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
 
     def __enter__(self) -> "StoreWriter":
-        with disk_full_as_error(self._path.parent):
+        with disk_full_as_error(self._path.parent), ExitStack() as stack:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise DownloadError(
-                    f"Another lapo process is making {self._path}: wait until it has finished, then try again."
-                ) from error
-            try:
-                self._clear_leftovers()
-                self._folder = self._path.with_name(f".{self._path.name}.partial-{secrets.token_hex(4)}")
-                self._folder.mkdir()
-                self._file = os.open(self._folder / FRAMES_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            except BaseException:
-                self._lock.release()
-                raise
+            stack.enter_context(only_one(self._path.parent / f".{self._path.name}.lock", f"making {self._path}"))
+            self._clear_leftovers()
+            self._folder = self._path.with_name(f".{self._path.name}.partial-{secrets.token_hex(4)}")
+            self._folder.mkdir()
+            stack.callback(shutil.rmtree, self._folder, ignore_errors=True)  # After finish it is no longer there.
+            self._file = os.open(self._folder / FRAMES_FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            stack.callback(os.close, self._file)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._file)
-        shutil.rmtree(self._folder, ignore_errors=True)  # After finish it is no longer there.
-        self._lock.release()
+        self._leave.close()
 
     @property
     def scratch(self) -> Path:
