@@ -1,0 +1,74 @@
+"""The device that computes, and the precision it computes in."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lapo_cli.core.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how networks run.
+
+    Attributes:
+        device: a CPU or CUDA device.
+        bf16: whether convolutions and linear layers are autocast to bfloat16; the quantizer and losses never are.
+    """
+
+    device: torch.device
+    bf16: bool
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context in which a forward pass runs."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=torch.is_grad_enabled()
+        )
+        return context
+
+    def place(self, module: torch.nn.Module) -> None:
+        """Move a module to the device in channels-last layout, which convolutions run fastest in."""
+        module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "auto") -> Compute:
+    """Choose the device and precision.
+
+    Args:
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:n``.
+        precision: ``auto`` takes bfloat16 where the hardware multiplies it.
+
+    Raises:
+        DeviceError: no such device here; the message says what there is.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"'{device}' is no device: use auto, cpu, cuda or cuda:N.") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise DeviceError(f"Device '{device}' is not supported: use auto, cpu, cuda or cuda:N.")
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise DeviceError(
+                f"Device '{device}' was asked for but this machine offers PyTorch {count or 'no'} CUDA device(s): "
+                "use --device cpu, or install a CUDA build of PyTorch."
+            )
+    bf16 = _has_fast_bf16(chosen) if precision == "auto" else precision == "bf16"
+    return Compute(chosen, bf16)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

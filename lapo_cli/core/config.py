@@ -1,0 +1,314 @@
+"""Typed, validated configuration: what each number is, its bounds, and where the paper gives it.
+
+Precedence: preset < configuration file < ``--set``. The defaults in this module are the preset ``paper``; other
+presets are YAML files in ``presets/`` that name only what differs.
+"""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lapo_cli.core.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(_Section):
+    """Which frames stages 1 and 2 see."""
+
+    max_frames: int = Field(2_621_440, ge=1024, description="Most training frames to use: 80 chunks of 32,768.")
+
+
+class ModelConfig(_Section):
+    """Sizes of the networks (paper, appendix A)."""
+
+    frame_size: Literal[16, 32, 64] = Field(64, description="Pixels a side; below 64 frames are averaged down.")
+    idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
+    world_model_base: int = Field(24, ge=2, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
+    policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")
+    codebooks: int = Field(2, ge=1, le=64, description="Codebooks of the quantizer.")
+    codes: int = Field(64, ge=2, le=4096, description="Embeddings a codebook.")
+    code_dim: int = Field(16, ge=1, le=256, description="Numbers an embedding.")
+    positions: int = Field(4, ge=1, le=64, description="Discrete latents a codebook quantizes.")
+    ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the codebooks' moving averages.")
+    commitment: float = Field(0.05, ge=0, description="Weight of mse(z, stopgrad(z_q)).")
+    revive_below: float = Field(
+        0.0, ge=0, lt=1, description="Move codes used less than this fraction of an even share; 0, the paper's: never."
+    )
+
+    @property
+    def la_dim(self) -> int:
+        """Numbers a latent action: codebooks * positions * code_dim."""
+        return self.codebooks * self.positions * self.code_dim
+
+
+class Stage1Config(_Section):
+    """Inverse dynamics model and world model, trained jointly (paper, section 4.1)."""
+
+    steps: int = Field(50_000, ge=1, description="Training steps.")
+    batch_size: int = Field(128, ge=2, description="Windows a step.")
+    lr: float = Field(3e-4, gt=0, lt=1, description="Learning rate at its height; Adam.")
+    lr_start: float = Field(3e-5, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
+    lr_end: float = Field(3e-6, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
+    warmup: int = Field(50, ge=0, description="Steps of the warm-up.")
+    grad_norm: float = Field(2.0, gt=0, description="Norm at which the gradient is clipped.")
+    change_weight: float = Field(
+        0.0, ge=0, description="Extra weight of pixels that change, as a multiple of their mean weight; 0: the paper's."
+    )
+    eval_every: int = Field(500, ge=1, description="Steps between measurements on held-out data.")
+    probe_pairs: int = Field(65_536, ge=64, description="Labelled pairs to train the probe, and as many to test it.")
+    probe_epochs: int = Field(3, ge=1, description="Epochs of the probe's training.")
+
+
+class Stage2Config(_Section):
+    """Latent behaviour cloning (paper, section 4.2)."""
+
+    steps: int = Field(60_000, ge=1, description="Training steps.")
+    batch_size: int = Field(128, ge=2, description="Frames a step.")
+    lr: float = Field(2e-4, gt=0, lt=1, description="Learning rate at its height; Adam.")
+    lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
+    lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
+    warmup: int = Field(1_000, ge=0, description="Steps of the warm-up.")
+    eval_every: int = Field(1_000, ge=1, description="Steps between measurements on held-out data.")
+
+
+class DecoderConfig(_Section):
+    """Training of the decoder from latent to true actions (paper, section 4.3)."""
+
+    batch_size: int = Field(512, ge=1, description="Pairs a step; Adam.")
+    lr: float = Field(1e-3, gt=0, lt=1, description="Learning rate.")
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+
+
+class OfflineConfig(_Section):
+    """Decoding from a few labelled frames (paper, section 5.2)."""
+
+    labels: tuple[int, ...] = Field(
+        (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+        min_length=1,
+        description="Numbers of labelled frames, one decoder each.",
+    )
+    steps: int = Field(1_000, ge=1, description="Training steps of each decoder.")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _positive(self) -> "OfflineConfig":
+        if min(self.labels) < 1:
+            raise ValueError("every number of labelled frames must be at least 1")
+        return self
+
+
+class Ramp(_Section):
+    """A learning rate over environment steps: 0 until ``start``, linear to ``lr`` at ``peak``, linear to 0 at the end."""
+
+    start: int = Field(ge=0, description="Environment steps until which the rate is 0.")
+    peak: int = Field(ge=0, description="Environment steps at which the rate is highest.")
+    lr: float = Field(ge=0, lt=1, description="The highest rate.")
+
+    def at(self, step: int, end: int) -> float:
+        """The learning rate after ``step`` environment steps of ``end``."""
+        if step < self.start or (step == self.start and self.peak > self.start):
+            return 0.0
+        if step < self.peak:
+            return self.lr * (step - self.start) / (self.peak - self.start)
+        return self.lr * max(0.0, (end - step) / max(1, end - self.peak))
+
+
+class PPOConfig(_Section):
+    """Proximal policy optimization (paper, appendix A)."""
+
+    num_envs: int = Field(64, ge=1, description="Parallel environments.")
+    num_steps: int = Field(64, ge=1, description="Steps of each environment a rollout.")
+    minibatches: int = Field(8, ge=1, description="Minibatches an epoch.")
+    epochs: int = Field(3, ge=1, description="Passes over a rollout.")
+    clip: float = Field(0.2, gt=0, description="Clipping of the policy ratio and of the value.")
+    value_coef: float = Field(0.5, ge=0, description="Weight of the value loss.")
+    entropy_coef: float = Field(0.0025, ge=0, description="Weight of the entropy bonus.")
+    grad_norm: float = Field(0.5, gt=0, description="Norm at which the gradient is clipped.")
+    gamma: float = Field(0.999, gt=0, le=1, description="Discount.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of the generalized advantage estimate.")
+    env_groups: int = Field(
+        2, ge=1, le=8, description="Parts of the environments that step in turn, one while the network serves another."
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "PPOConfig":
+        if self.num_envs % self.env_groups:
+            raise ValueError(f"num_envs ({self.num_envs}) must be a multiple of env_groups ({self.env_groups})")
+        if self.num_envs * self.num_steps < self.minibatches:
+            raise ValueError(f"minibatches ({self.minibatches}) exceeds the rollout's {self.num_envs * self.num_steps}")
+        return self
+
+
+class OnlineConfig(_Section):
+    """Decoding by reinforcement learning, and its baselines at the same number of steps (paper, section 5.1)."""
+
+    steps: int = Field(4_000_000, ge=1, description="Environment steps.")
+    ppo: PPOConfig = PPOConfig()
+    action_head: Ramp = Ramp(start=35_000, peak=50_000, lr=1e-2 / 4)
+    value_head: Ramp = Ramp(start=25_000, peak=50_000, lr=1e-2 / 4)
+    hidden: Ramp = Ramp(start=50_000, peak=200_000, lr=1e-2 / 10)
+    scratch: Ramp = Ramp(start=0, peak=0, lr=5e-4)
+    decoder_from: int = Field(10_000, ge=0, description="Environment steps after which the decoder is trained.")
+    decoder_dense_until: int = Field(50_000, ge=0, description="... at every update until here,")
+    decoder_every: int = Field(20, ge=1, description="... then at every so many updates,")
+    decoder_until: int = Field(400_000, ge=0, description="... until here.")
+    decoder_epochs: int = Field(3, ge=1, description="Passes over all labelled pairs each time.")
+
+
+class EvaluationConfig(_Section):
+    """How policies are measured."""
+
+    episodes: int = Field(256, ge=2, description="Episodes a policy plays.")
+    num_envs: int = Field(128, ge=1, description="Most parallel environments.")
+
+
+class Config(_Section):
+    """Everything a run depends on besides data, seed and device."""
+
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 autocasts the convolutions; auto: where the hardware is fast at it."
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    stage1: Stage1Config = Stage1Config()
+    stage2: Stage2Config = Stage2Config()
+    decoder: DecoderConfig = DecoderConfig()
+    offline: OfflineConfig = OfflineConfig()
+    online: OnlineConfig = OnlineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    found = (entry.name for entry in resources.files("lapo_cli.core").joinpath("presets").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
+
+
+def load_config(preset: str = "paper", file: Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Resolve a configuration.
+
+    Args:
+        preset: a name of :func:`presets`.
+        file: YAML file with any part of the configuration.
+        overrides: words such as ``stage1.lr=3e-4``.
+
+    Raises:
+        ConfigError: an unknown preset or key (with the nearest one), a wrong type or an impossible value.
+    """
+    if preset not in presets():
+        raise ConfigError(f"There is no preset '{preset}': choose one of {', '.join(presets())}.")
+    text = resources.files("lapo_cli.core").joinpath("presets", f"{preset}.yaml").read_text()
+    values = _merge(Config().model_dump(), _parse_yaml(text, f"preset {preset}"))
+    if file is not None:
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"The configuration file {file} cannot be read ({error}): check the path.") from error
+        values = _merge(values, _parse_yaml(text, str(file)))
+    return override(values, overrides)
+
+
+def override(base: Config | dict[str, Any], overrides: tuple[str, ...] | list[str]) -> Config:
+    """``base`` with dotted ``key=value`` words applied, validated as a whole.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    values = base.model_dump() if isinstance(base, Config) else base
+    for word in overrides:
+        key, separator, text = word.partition("=")
+        if not separator:
+            raise ConfigError(f"'--set {word}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
+        value: Any = _parse_value(text, word)
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        values = _merge(values, value)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Validate a nested mapping.
+
+    Raises:
+        ConfigError: with the dotted key, what was found and, for an unknown key, the nearest known one.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
+        return f"There is no configuration key '{key}': {hint}"
+    found = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
+    what = first["msg"].removeprefix("Value error, ")
+    return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """All dotted keys, depth first."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _parse_yaml(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")
+    return _numbers(values)
+
+
+def _parse_value(text: str, word: str) -> Any:
+    try:
+        return _numbers(yaml.safe_load(f"[{text}]" if "," in text and not text.startswith("[") else text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'--set {word}' cannot be read as YAML: check its quotes and brackets.") from error
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 and 1e5 as strings; make such words numbers, whole ones integers."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
