@@ -45,7 +45,7 @@ def fetch_zip(url: str, game: str, folder: Path, *, ways_out: str, progress: Pro
                 part.rename(target)
     if target.exists():
         return target
-    shown = progress or Silent()
+    shown, arrived_before = progress or Silent(), _arrived(target)
     with ExitStack() as stack:
         task: Task | None = None
         announced: int | None = None
@@ -56,7 +56,7 @@ def fetch_zip(url: str, game: str, folder: Path, *, ways_out: str, progress: Pro
                 announced = total
                 if total is not None:
                     require_free_space(folder, total - done, f"The zip file of {game}")
-                task = stack.enter_context(shown.task(f"Downloading {game}", total or 0, "bytes", done=done))
+                task = stack.enter_context(shown.task(f"Downloading {game}", total or 0, "bytes", arrived_before))
             task.update(done)
 
         try:
@@ -90,8 +90,8 @@ def _what_broke(error: Exception, url: str, game: str, target: Path, announced: 
         return f"The server answered {response.status_code} to {url}: check the address, or try again later."
     if "byte range" in str(error):
         return f"The download of {game} cannot be resumed from {url}: start over with --fresh."
-    arrived = sum(part.stat().st_size for part in _parts(target))
-    if arrived == 0:
+    arrived = _arrived(target)
+    if arrived == 0 and "incomplete" not in str(error):
         return f"{url} cannot be reached: check the network, then run the same command again."
     of = f" of {human_bytes(announced)}" if announced else ""
     return (
@@ -102,6 +102,10 @@ def _what_broke(error: Exception, url: str, game: str, target: Path, announced: 
 
 def _parts(target: Path) -> list[Path]:
     return list(target.parent.glob(f"{target.name}*.part"))
+
+
+def _arrived(target: Path) -> int:
+    return sum(part.stat().st_size for part in _parts(target))
 
 
 def _is_whole(part: Path, game: str) -> bool:
