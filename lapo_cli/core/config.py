@@ -16,7 +16,8 @@ from lapo_cli.core.errors import ConfigError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    # Strict, so that 'true' is no number of steps; finite, so that no loss is weighted with infinity.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -99,7 +100,7 @@ class OfflineConfig(_Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, int) else value
+        return (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _positive(self) -> "OfflineConfig":
@@ -109,7 +110,7 @@ class OfflineConfig(_Section):
 
 
 class Ramp(_Section):
-    """A learning rate over environment steps: 0 until ``start``, linear to ``lr`` at ``peak``, linear to 0 at the end."""
+    """A learning rate over environment steps: 0 until ``start``, linear to ``lr`` at ``peak`` and to 0 at the end."""
 
     start: int = Field(ge=0, description="Environment steps until which the rate is 0.")
     peak: int = Field(ge=0, description="Environment steps at which the rate is highest.")
@@ -179,6 +180,7 @@ class Config(_Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 autocasts the convolutions; auto: where the hardware is fast at it."
     )
+    checkpoint_seconds: float = Field(60.0, ge=0, description="Seconds between checkpoints of a training stage.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     stage1: Stage1Config = Stage1Config()
@@ -210,22 +212,24 @@ def load_config(preset: str = "paper", file: Path | None = None, overrides: tupl
         raise ConfigError(f"There is no preset '{preset}': choose one of {', '.join(presets())}.")
     text = resources.files("lapo_cli.core").joinpath("presets", f"{preset}.yaml").read_text()
     values = _merge(Config().model_dump(), _parse_yaml(text, f"preset {preset}"))
+    return override(values, overrides, file)
+
+
+def override(
+    base: Config | dict[str, Any], overrides: tuple[str, ...] | list[str] = (), file: Path | None = None
+) -> Config:
+    """``base`` with a configuration file and then dotted ``key=value`` words applied, validated as a whole.
+
+    Raises:
+        ConfigError: see :func:`load_config`.
+    """
+    values = base.model_dump() if isinstance(base, Config) else base
     if file is not None:
         try:
             text = file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The configuration file {file} cannot be read ({error}): check the path.") from error
         values = _merge(values, _parse_yaml(text, str(file)))
-    return override(values, overrides)
-
-
-def override(base: Config | dict[str, Any], overrides: tuple[str, ...] | list[str]) -> Config:
-    """``base`` with dotted ``key=value`` words applied, validated as a whole.
-
-    Raises:
-        ConfigError: see :func:`load_config`.
-    """
-    values = base.model_dump() if isinstance(base, Config) else base
     for word in overrides:
         key, separator, text = word.partition("=")
         if not separator:
@@ -254,7 +258,7 @@ def _explain(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(key, describe(Config()), n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
         return f"There is no configuration key '{key}': {hint}"
     found = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
@@ -262,15 +266,15 @@ def _explain(error: ValidationError) -> str:
     return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
 
 
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """All dotted keys, depth first."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += known_keys(kind, f"{prefix}{name}.")
+def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Dotted key -> its ``value`` and its ``description``, for every key, depth first."""
+    keys: dict[str, dict[str, Any]] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            keys |= describe(value, f"{prefix}{name}.")
         else:
-            keys.append(prefix + name)
+            keys[prefix + name] = {"value": value, "description": field.description or ""}
     return keys
 
 
@@ -281,7 +285,8 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")
-    return _numbers(values)
+    numbers: dict[str, Any] = _numbers(values)
+    return numbers
 
 
 def _parse_value(text: str, word: str) -> Any:
@@ -297,7 +302,7 @@ def _numbers(value: Any) -> Any:
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_numbers(item) for item in value]
-    if isinstance(value, str):
+    if isinstance(value, str | float):
         try:
             number = float(value)
         except ValueError:

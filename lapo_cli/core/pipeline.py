@@ -1,0 +1,297 @@
+"""``run-all`` and its parts: which stages there are, in which order, and over which games and seeds.
+
+A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lapo_cli.core import files
+from lapo_cli.core.compute import resolve
+from lapo_cli.core.data.download import download
+from lapo_cli.core.data.replay import bundled_logs
+from lapo_cli.core.data.store import SPLITS, open_store, store_path
+from lapo_cli.core.errors import LapoError, UsageError
+from lapo_cli.core.evaluation import measure, pictures
+from lapo_cli.core.evaluation.play import uniform
+from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
+from lapo_cli.core.games import get_game
+from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
+from lapo_cli.core.stages import idm, offline, online, policy
+from lapo_cli.core.stages.artefacts import IDM, OFFLINE, ONLINE, POLICY, SCRATCH
+from lapo_cli.core.stages.context import Context
+from lapo_cli.core.stages.online import STAGE_OF, Init
+from lapo_cli.core.stages.stage import StageResult
+
+CHAIN: dict[str, Callable[[Context], StageResult]] = {
+    IDM: idm.train_idm,
+    POLICY: policy.train_policy,
+    OFFLINE: offline.decode_offline,
+    ONLINE: partial(online.finetune_online, init="latent"),
+    SCRATCH: partial(online.finetune_online, init="scratch"),
+}
+"""The stages of ``run-all`` for one game and seed, in order."""
+
+STAGES: tuple[str, ...] = tuple(CHAIN)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+        data_dir: root of the frame stores.
+        fresh: start stages over instead of resuming or skipping them.
+        wandb: log to Weights & Biases too.
+        jobs: games and seeds side by side.
+    """
+
+    device: str = "auto"
+    data_dir: Path = field(default_factory=files.data_dir)
+    fresh: bool = False
+    wandb: bool = False
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage that ``run-all`` would come to.
+
+    Attributes:
+        state: ``done`` (finished; skipped if nothing it depends on has changed), ``resume`` or ``run``.
+    """
+
+    game: str
+    seed: int
+    stage: str
+    state: str
+
+
+def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
+    compute = resolve(options.device, run.config.precision)
+    return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
+
+
+def train_idm(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
+    """Stage 1 of one game and seed."""
+    seed_dir = run.seed_dir(get_game(game).name, seed)
+    return [idm.train_idm(_context(run, seed_dir, options, progress))]
+
+
+def train_policy(run: RunDir, path: Path, options: Options, progress: Progress) -> list[StageResult]:
+    """Stage 2 of every game and seed at or below ``path``."""
+    return [policy.train_policy(_context(run, s, options, progress)) for s in run.seed_dirs(path)]
+
+
+def decode_offline(run: RunDir, path: Path, options: Options, progress: Progress) -> list[StageResult]:
+    """Stage 3, offline, of every game and seed at or below ``path``."""
+    return [offline.decode_offline(_context(run, s, options, progress)) for s in run.seed_dirs(path)]
+
+
+def finetune_online(run: RunDir, path: Path, init: Init, options: Options, progress: Progress) -> list[StageResult]:
+    """Stage 3, online, of every game and seed at or below ``path``."""
+    return [online.finetune_online(_context(run, s, options, progress), init) for s in run.seed_dirs(path)]
+
+
+def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
+    """Play every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
+
+    Raises:
+        MissingInputError: nothing there is finished.
+    """
+    contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    only = _stage_of(path, contexts)
+    with run.lock():
+        return _summarize(run, contexts, [], path.absolute(), only)
+
+
+def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, progress: Progress) -> Summary:
+    """Every stage of every game and seed, then the table. What is finished is skipped, what is cut off resumes.
+
+    A game that fails is noted in the summary and does not stop the others.
+
+    Raises:
+        LapoError: nothing could be started at all.
+    """
+    chains = [(get_game(game).name, seed) for game in games for seed in seeds]
+    resolve(options.device, run.config.precision)
+    with run.lock():
+        work = _side_by_side if options.jobs > 1 else _one_by_one
+        failures = list(work(run, chains, options, progress))
+        failed = {(failure.game, failure.seed) for failure in failures}
+        # Measured already: the table is made again from what the chains have kept.
+        calm = replace(options, fresh=False)
+        finished = [_context(run, run.seed_dir(*chain), calm, progress) for chain in chains if chain not in failed]
+        return _summarize(run, finished, failures, run.path, None)
+
+
+def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
+    """What :func:`run_all` would do, without doing it."""
+    planned = []
+    for game in games:
+        for seed in seeds:
+            for name in STAGES:
+                stage = run.seed_dir(get_game(game).name, seed).stage(name)
+                if options.fresh or not stage.path.exists():
+                    state = "run"
+                else:
+                    state = "resume" if stage.done() is None else "done"
+                planned.append(PlannedStage(game, seed, name, state))
+    return planned
+
+
+def _chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> None:
+    """One game and seed from data to measured policies."""
+    ctx = _context(run, run.seed_dir(game, seed), options, progress)
+    ensure_data(game, options.data_dir, ctx.config.data.max_frames, progress)
+    for stage in CHAIN.values():
+        result = stage(ctx)
+        if result.skipped:
+            progress.log(f"{game}, seed {seed}: {result.stage} was finished before.")
+    for candidate in _candidates(ctx, None):
+        measure.measured_returns(ctx, candidate)
+
+
+def ensure_data(game: str, data_dir: Path, max_frames: int, progress: Progress) -> None:
+    """Make the frame stores of a game from its bundled demonstrations where there are none.
+
+    Raises:
+        MissingInputError: there are neither stores nor bundled demonstrations.
+    """
+    here = all(store_path(data_dir, game, split).exists() for split in SPLITS)
+    if not here and game in bundled_logs():
+        progress.log(f"Rendering the bundled demonstrations of {game} into {data_dir}.")
+        download(game, data_dir, source="demos", max_frames=max_frames, progress=progress)
+    for split in SPLITS:
+        open_store(data_dir, game, split)
+
+
+def _one_by_one(run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress) -> Iterable[Failure]:
+    for game, seed in chains:
+        try:
+            _chain(run, game, seed, options, progress)
+        except LapoError as error:
+            progress.log(f"{game}, seed {seed} stopped: {error}")
+            yield Failure(game, seed, str(error))
+
+
+def _side_by_side(
+    run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress
+) -> Iterable[Failure]:
+    """Processes of their own, each with a GPU or an equal share of the CPU."""
+    for game in {game for game, _ in chains}:
+        try:  # Once for all its seeds, which would get in each other's way.
+            ensure_data(game, options.data_dir, run.config.data.max_frames, progress)
+        except LapoError:
+            continue  # Its chains say so.
+    jobs = min(options.jobs, len(chains))
+    gpus = torch.cuda.device_count() if resolve(options.device).is_cuda else 0
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        progress.task("games and seeds", len(chains), "run") as task,
+        ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
+    ):
+        futures = {}
+        for number, (game, seed) in enumerate(chains):
+            device = f"cuda:{number % gpus}" if gpus and options.device in ("auto", "cuda") else options.device
+            future = pool.submit(_chain, run, game, seed, replace(options, device=device), Silent())
+            futures[future] = (game, seed)
+        for done, future in enumerate(as_completed(futures), 1):
+            game, seed = futures[future]
+            try:
+                future.result()
+                progress.log(f"{game}, seed {seed} is finished.")
+            except LapoError as error:
+                progress.log(f"{game}, seed {seed} stopped: {error}")
+                yield Failure(game, seed, str(error))
+            task.update(done)
+
+
+def _stage_of(path: Path, contexts: list[Context]) -> str | None:
+    """The stage folder that ``path`` lies in, if any."""
+    for ctx in contexts:
+        at, root = path.absolute(), ctx.seed_dir.path.absolute()
+        if at != root and at.is_relative_to(root):
+            return at.relative_to(root).parts[0]
+    return None
+
+
+def _candidates(ctx: Context, only: str | None) -> list[measure.Candidate]:
+    """The policies of a game and seed that are finished, the random one first."""
+    found = [measure.Candidate("random", "random policy", "uniform", lambda: uniform)]
+    stage = ctx.seed_dir.stage(OFFLINE)
+    done = stage.done()
+    if done is not None and only in (None, OFFLINE):
+        agents: dict[int, offline.OfflineAgent] = {}
+
+        def load(count: int) -> measure.Act:
+            agents.update(agents or offline.load_offline_agents(ctx))
+            return agents[count].act
+
+        for count in sorted(map(int, done["results"]["test_accuracy"])):
+            label = f"LAPO decoded offline, {count} labelled frames"
+            key = fingerprint([done["outputs"], done["key"], count])
+            found.append(measure.Candidate(f"offline-{count}", label, key, partial(load, count)))
+    labels: dict[Init, str] = {
+        "latent": "LAPO fine-tuned online",
+        "latent-rl-only": "LAPO fine-tuned online, RL only",
+        "scratch": "PPO from scratch",
+    }
+    for init, label in labels.items():
+        done = ctx.seed_dir.stage(STAGE_OF[init]).done()
+        if done is not None and only in (None, STAGE_OF[init]):
+            steps = done["results"]["env_steps"]
+            found.append(
+                measure.Candidate(
+                    STAGE_OF[init],
+                    f"{label}, {steps:,} steps",
+                    fingerprint([done["outputs"], done["key"]]),
+                    partial(lambda init: online.load_agent(ctx, init).act, init),
+                )
+            )
+    return found
+
+
+def _summarize(run: RunDir, contexts: list[Context], failures: list[Failure], path: Path, only: str | None) -> Summary:
+    rows: list[Row] = []
+    by_seed: dict[int, list[Row]] = {}
+    curves: dict[str, list[SeedDir]] = {}
+    for game in dict.fromkeys(ctx.seed_dir.game for ctx in contexts):
+        of_game = [ctx for ctx in contexts if ctx.seed_dir.game == game]
+        curves[game] = [ctx.seed_dir for ctx in of_game]
+        returns: dict[str, list[measure.Measured]] = {}
+        for ctx in of_game:
+            for candidate in _candidates(ctx, only):
+                array = measure.measured_returns(ctx, candidate)
+                returns.setdefault(candidate.label, []).append(measure.Measured(ctx.seed_dir.seed, array))
+        shown = [make_row(game, label, [m.returns for m in measured]) for label, measured in returns.items()]
+        expert = _demonstrations(of_game[0])
+        rows += [*shown[:1], *expert, *shown[1:]]
+        for label, measured in returns.items():
+            for one in measured:
+                by_seed.setdefault(one.seed, []).append(make_row(game, label, [one.returns]))
+    folder = path if path.is_dir() else path.parent
+    summary = Summary(with_mean_of_games(rows), by_seed, failures, folder)
+    summary.files.extend(pictures.draw(folder, rows, curves))
+    summary.write()
+    return summary
+
+
+def _demonstrations(ctx: Context) -> list[Row]:
+    """The row of the expert; none where the data has been removed since."""
+    try:
+        store = open_store(ctx.data_dir, ctx.seed_dir.game, "train")
+    except LapoError:
+        return []
+    returns = measure.demonstration_returns(store)
+    return [make_row(ctx.seed_dir.game, "demonstrations (expert)", [returns], "recorded, not played")]

@@ -1,0 +1,149 @@
+"""Agents as PPO sees them: an encoding that is computed once while acting, and heads that are trained on it.
+
+What is frozen belongs into :meth:`Agent.encode`; PPO stores the encoding in the rollout and its epochs run on the
+heads alone. The same PPO so serves a policy that is trained whole and one that is trained in its last layers.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.config import OnlineConfig, Ramp
+from lapo_cli.core.games import NUM_ACTIONS
+from lapo_cli.core.models.frames import normalize
+from lapo_cli.core.models.impala import HIDDEN
+from lapo_cli.core.models.policy import Decoder, Policy, value_head, zeroed
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning-rate schedule over environment steps."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    rate: Ramp
+
+
+class Agent(nn.Module, ABC):
+    """A stochastic policy with a value estimate."""
+
+    @abstractmethod
+    def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Frames (B, 64, 64, 3) uint8 to whatever :meth:`forward` takes; no gradient flows into it."""
+
+    @abstractmethod
+    def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodings to action logits (B, 15) and values (B,), both float32."""
+
+    @abstractmethod
+    def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
+        """What PPO trains."""
+
+    @torch.no_grad()
+    def act(self, frames: Tensor) -> Tensor:
+        """Action logits (B, 15) of frames (B, 64, 64, 3) uint8."""
+        return self(*self.encode(frames))[0]
+
+
+class ScratchAgent(Agent):
+    """A fresh policy, trained whole: the encoding is the frame itself.
+
+    Args:
+        scale: k of the trunk.
+        size: pixels a side the network sees.
+        compute: where and how it runs.
+    """
+
+    def __init__(self, scale: int, size: int, compute: Compute) -> None:
+        super().__init__()
+        self.policy = Policy(scale, size, NUM_ACTIONS)
+        # A small first policy is close to uniform, as PPO wants it.
+        nn.init.orthogonal_(self.policy.head.weight, 0.01)
+        nn.init.zeros_(self.policy.head.bias)
+        self.value = value_head()
+        self._size, self._compute = size, compute
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """The frames as they are."""
+        return (frames,)
+
+    def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Agent.forward`."""
+        (frames,) = encoded
+        with self._compute.autocast():
+            hidden = self.policy.hidden(self.policy.trunk(normalize(frames, self._size))).relu()
+            return self.policy.head(hidden).float(), self.value(hidden).flatten().float()
+
+    def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
+        """Everything, at one rate."""
+        return [ParameterGroup("policy", list(self.parameters()), config.scratch)]
+
+
+class LatentAgent(Agent):
+    """The frozen latent policy with a decoder, beside a branch for reinforcement learning (paper, section 4.3).
+
+    Logits are the mean of two branches on the same frozen convolutions: the supervised one (frozen linear layer and
+    latent head, then the decoder) and the reinforcement-learning one (its own copy of the linear layer, then a head
+    that starts at zero). The value head reads the latter. Without a decoder, the latter's logits stand alone.
+
+    Args:
+        latent_policy: stage 2's policy; its parameters are frozen here.
+        with_decoder: whether there is a supervised branch ("RL + SL") or not ("RL only").
+        size: pixels a side the network sees.
+        compute: where and how it runs.
+    """
+
+    def __init__(self, latent_policy: Policy, *, with_decoder: bool, size: int, compute: Compute) -> None:
+        super().__init__()
+        self.latent_policy = latent_policy.requires_grad_(False)
+        self.decoder = Decoder(latent_policy.head.out_features).requires_grad_(False) if with_decoder else None
+        self.hidden = nn.Linear(latent_policy.hidden.in_features, HIDDEN)
+        self.hidden.load_state_dict(latent_policy.hidden.state_dict())
+        self.action = zeroed(nn.Linear(HIDDEN, NUM_ACTIONS))
+        self.value = value_head()
+        self._size, self._compute = size, compute
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Trunk features (B, F) and, with a decoder, its logits (B, 15): all that is frozen during an update."""
+        with self._compute.autocast():
+            features = self.latent_policy.trunk(normalize(frames, self._size))
+            if self.decoder is None:
+                return (features,)
+            z = self.latent_policy.head(self.latent_policy.hidden(features).relu())
+            return features, self.decoder(z.float()).float()
+
+    def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Agent.forward`."""
+        with self._compute.autocast():
+            hidden = self.hidden(encoded[0]).relu()
+            logits, value = self.action(hidden).float(), self.value(hidden).flatten().float()
+        return (logits + encoded[1]) / 2 if self.decoder is not None else logits, value
+
+    def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
+        """Action head, value head and linear layer, each at its own rate (paper, appendix A)."""
+        return [
+            ParameterGroup("action_head", list(self.action.parameters()), config.action_head),
+            ParameterGroup("value_head", list(self.value.parameters()), config.value_head),
+            ParameterGroup("hidden", list(self.hidden.parameters()), config.hidden),
+        ]
+
+
+class OfflineAgent(nn.Module):
+    """decoder(latent policy(o_t)): what offline decoding acts with."""
+
+    def __init__(self, latent_policy: Policy, decoder: Decoder, size: int, compute: Compute) -> None:
+        super().__init__()
+        self.latent_policy, self.decoder = latent_policy, decoder
+        self._size, self._compute = size, compute
+
+    @torch.no_grad()
+    def act(self, frames: Tensor) -> Tensor:
+        """Action logits (B, 15) of frames (B, 64, 64, 3) uint8."""
+        with self._compute.autocast():
+            z = self.latent_policy(normalize(frames, self._size))
+            logits: Tensor = self.decoder(z.float()).float()
+            return logits

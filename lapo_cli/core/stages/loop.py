@@ -1,0 +1,179 @@
+"""The one training loop: resume, checkpoints, metrics, progress, divergence and interruption.
+
+A stage brings its modules and optimizer and one line of a ``for``::
+
+    loop = TrainingLoop(stage, ctx, "stage 1", total, {"idm": idm, "optimizer": optimizer})
+    for step in loop:
+        ...                                   # one update
+        loop.record({"losses/total": loss})   # tensors; read back in bulk, so a GPU is not waited for
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lapo_cli.core.errors import TrainingDivergedError
+from lapo_cli.core.files import disk_full_as_error
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.stages.context import Context
+from lapo_cli.core.stages.metrics import MetricsLog
+
+
+class Stateful(Protocol):
+    """A module, an optimizer, or anything else that can be put into a checkpoint and back."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Plain types and tensors only."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take back what :meth:`state_dict` gave."""
+
+
+class TrainingLoop:
+    """Iterates over the updates that are still to do.
+
+    A run that is killed and resumed makes the updates that an unbroken one makes: the checkpoint holds all state and
+    the random number generators, and everything else is a function of the step.
+
+    Args:
+        stage: folder of checkpoints and metrics.
+        ctx: whose progress, device and settings.
+        title: shown beside the progress bar.
+        total: updates in all.
+        state: what the checkpoint holds, by name; already on its device.
+        unit: what a person counts, ``scale`` of which make an update.
+        read_every: updates between readings of the recorded tensors.
+
+    Raises:
+        CorruptDataError: the checkpoint is damaged.
+        TrainingDivergedError: while iterating, a recorded value is NaN or infinite.
+        KeyboardInterrupt: while iterating, after Ctrl-C or SIGTERM and a checkpoint.
+    """
+
+    def __init__(
+        self,
+        stage: StageDir,
+        ctx: Context,
+        title: str,
+        total: int,
+        state: Mapping[str, Stateful],
+        *,
+        unit: str = "step",
+        scale: int = 1,
+        read_every: int = 25,
+    ) -> None:
+        self._stage, self._ctx, self._title, self.total = stage, ctx, title, total
+        self._state, self._unit, self._scale, self._read_every = state, unit, scale, read_every
+        self.start = 0
+        self._checkpointed = 0
+        checkpoint = stage.load_state()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.metrics = MetricsLog(stage.path, ctx, resume_at=self.start * scale)
+        self._pending: list[Mapping[str, Tensor]] = []
+        self._shown: dict[str, float] = {}
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        for name, item in self._state.items():
+            item.load_state_dict(checkpoint[name])
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if self._ctx.compute.is_cuda and "cuda" in checkpoint["rng"]:
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self._ctx.compute.device)
+        self.start = self._checkpointed = checkpoint["step"]
+
+    def _checkpoint(self, step: int) -> None:
+        rng = {"cpu": torch.get_rng_state()}
+        if self._ctx.compute.is_cuda:
+            rng["cuda"] = torch.cuda.get_rng_state(self._ctx.compute.device)
+        state = {name: item.state_dict() for name, item in self._state.items()}
+        self._stage.save_state({"step": step, "rng": rng, **state})
+        self._checkpointed = step
+
+    def record(self, values: Mapping[str, Tensor]) -> None:
+        """Note scalar tensors of the present update."""
+        self._pending.append({name: value.detach() for name, value in values.items()})
+
+    def measure(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers measured after update ``step``, and show them beside the bar."""
+        self.metrics.write((step + 1) * self._scale, values)
+        self._shown.update(values)
+
+    def __iter__(self) -> Iterator[int]:
+        done = self.start * self._scale
+        saved = time.monotonic()
+        with (
+            disk_full_as_error(self._stage.path),
+            _interruptible() as interrupted,
+            self._ctx.progress.task(self._title, self.total * self._scale, self._unit, done) as task,
+        ):
+            for step in range(self.start, self.total):
+                yield step
+                due = time.monotonic() - saved > self._ctx.config.checkpoint_seconds
+                if due or interrupted.is_set() or (step + 1) % self._read_every == 0 or step + 1 == self.total:
+                    self._read(step)
+                    task.update((step + 1) * self._scale, **self._shown)
+                if due or interrupted.is_set() or step + 1 == self.total:
+                    self._checkpoint(step + 1)
+                    saved = time.monotonic()
+                if interrupted.is_set() and step + 1 < self.total:
+                    raise KeyboardInterrupt
+        self.metrics.close()
+
+    def _read(self, step: int) -> None:
+        """Bring the pending tensors to the host in one transfer each, check them, log their means."""
+        if not self._pending:
+            return
+        first = step + 1 - len(self._pending)
+        means = {}
+        for name in self._pending[0]:
+            values = torch.stack([values[name].float() for values in self._pending]).cpu()
+            bad = (~values.isfinite()).nonzero()
+            if len(bad):
+                raise TrainingDivergedError(
+                    f"{name} became {values[bad[0, 0]].item()} at {self._unit} {(first + int(bad[0, 0]) + 1) * self._scale} "
+                    f"of {self._title}: the checkpoint of {self._unit} {self._checkpointed * self._scale} is kept in "
+                    f"{self._stage.path}; lower the learning rate with --set, or use --set precision=fp32."
+                )
+            means[name] = values.mean().item()
+        self._pending.clear()
+        self.measure(step, means)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no update is cut in half; the second one is immediate."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def learning_rate(step: int, *, total: int, warmup: int, start: float, peak: float, end: float) -> float:
+    """Linear warm-up from ``start`` to ``peak`` over ``warmup`` steps, then linear decay to ``end`` at ``total``."""
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    return peak + (end - peak) * (step - warmup) / max(1, total - warmup)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
