@@ -1,0 +1,121 @@
+"""The import rule: rooms depend on one another in one direction, and only the CLI knows the terminal."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import lapo_cli
+
+_ROOT = Path(lapo_cli.__file__).parent
+_MODULES = sorted(_ROOT.rglob("*.py"))
+_MOST_LINES = 500
+
+_STAGES = ("idm", "policy", "offline", "online")
+
+# Lowest layer first. A module imports from its own layer and from lower ones; a stage imports no other stage.
+_LAYERS = (
+    tuple(f"core.{name}" for name in ("games", "config", "run_dir", "progress", "errors", "files", "compute")),
+    ("core.models",),
+    ("core.rl",),
+    ("core.data",),
+    ("core.stages",),  # What the stages share: all in that folder that is no stage itself.
+    ("core.evaluation",),
+    tuple(f"core.stages.{stage}" for stage in _STAGES),
+    ("core.pipeline",),
+    ("cli",),
+)
+
+
+def _name(file: Path) -> str:
+    parts = file.relative_to(_ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def _layer(name: str) -> int | None:
+    """Number of the layer that the longest matching room gives; None for ``lapo_cli``, ``__main__`` and ``core``."""
+    rooms = {room: number for number, layer in enumerate(_LAYERS) for room in layer}
+    found = [room for room in rooms if name == room or name.startswith(f"{room}.")]
+    return rooms[max(found, key=len)] if found else None
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), str(file))
+
+
+def _imports(file: Path) -> set[str]:
+    """Dotted names of all that a module imports, at any depth of its code; ``from a import b`` is ``a.b``."""
+    found = set()
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _own_imports(file: Path) -> set[str]:
+    """The same within the package, without its name."""
+    return {name.removeprefix("lapo_cli.") for name in _imports(file) if name.startswith("lapo_cli.")}
+
+
+def _outside_imports(file: Path) -> set[str]:
+    return {name.partition(".")[0] for name in _imports(file)}
+
+
+each_module = pytest.mark.parametrize("file", _MODULES, ids=[_name(file) or "lapo_cli" for file in _MODULES])
+
+
+def test_every_module_lies_in_a_room() -> None:
+    assert {_name(file) for file in _MODULES if _layer(_name(file)) is None} <= {"", "__main__", "core"}
+
+
+@each_module
+def test_imports_point_one_way(file: Path) -> None:
+    here = _layer(_name(file))
+    for name in _own_imports(file):
+        there = _layer(name)
+        if here is not None and there is not None:
+            assert there <= here, f"{_name(file)} imports {name}"
+
+
+@pytest.mark.parametrize("stage", _STAGES)
+def test_stages_do_not_import_one_another(stage: str) -> None:
+    others = tuple(f"core.stages.{other}" for other in _STAGES if other != stage)
+    imported = _own_imports(_ROOT / "core" / "stages" / f"{stage}.py")
+    assert [name for name in imported if name.startswith(others)] == []
+
+
+@each_module
+def test_only_rl_imports_procgen(file: Path) -> None:
+    if not _name(file).startswith("core.rl"):
+        assert _outside_imports(file).isdisjoint({"procgen", "gym", "gym3"})
+
+
+@each_module
+def test_only_the_cli_speaks(file: Path) -> None:
+    if _name(file).startswith("core"):
+        assert _outside_imports(file).isdisjoint({"typer", "rich", "lapo_cli.cli"})
+        calls = {ast.unparse(node.func) for node in ast.walk(_tree(file)) if isinstance(node, ast.Call)}
+        assert calls.isdisjoint({"print", "input"})
+
+
+@each_module
+def test_the_cli_knows_no_tensor_when_it_is_imported(file: Path) -> None:
+    """Nor anything that is slow to load: heavy rooms are imported inside commands, or for type checking alone."""
+    if not _name(file).startswith("cli"):
+        return
+    for node in _tree(file).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [str(node.module)]
+            for name in names:
+                assert name.partition(".")[0] not in {"torch", "numpy", "procgen", "gym"}
+                assert not name.startswith(("lapo_cli.core.data", "lapo_cli.core.pipeline", "lapo_cli.core.run_dir"))
+
+
+@each_module
+def test_no_module_is_long(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= _MOST_LINES
