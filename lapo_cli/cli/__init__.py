@@ -1,0 +1,1 @@
+"""The command line: a table of subcommands, their options, and how progress, results and errors look."""

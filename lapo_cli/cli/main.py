@@ -1,0 +1,52 @@
+"""The table of subcommands, and nothing else: each one's module says what it does."""
+
+from typing import Annotated
+
+import typer
+
+import lapo_cli
+from lapo_cli.cli.download import download
+from lapo_cli.cli.evaluate import evaluate
+from lapo_cli.cli.info import info
+from lapo_cli.cli.options import grouped
+from lapo_cli.cli.run_all import run_all
+from lapo_cli.cli.train import decode_offline, finetune_online, train_idm, train_policy
+
+app = typer.Typer(
+    name="lapo",
+    help="Latent action policies: learn to act from videos without actions (LAPO, ICLR 2024).",
+    epilog="First steps: lapo run-all --games coinrun --preset quick",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PANELS = {
+    "The whole job": (run_all,),
+    "Stage by stage": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate),
+    "About this machine": (info,),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(grouped(_command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lapo {lapo_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _lapo(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script ``lapo``."""
+    app()

@@ -1,0 +1,152 @@
+"""Options that several subcommands share, each defined once.
+
+A group is a dataclass whose fields are annotated as Typer options; :func:`grouped` lets a command take whole groups.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from lapo_cli.core import files
+
+if TYPE_CHECKING:
+    from lapo_cli.core.config import Config
+    from lapo_cli.core.pipeline import Options
+    from lapo_cli.core.run_dir import RunDir
+
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        default_factory=files.data_dir,
+        show_default="$LAPO_DATA_DIR, else ~/.lapo/data",
+        help="Folder of the demonstrations.",
+    ),
+]
+PresetName = Annotated[
+    str, typer.Option(help="Sizes to start from: 'paper' wants a GPU and hours, 'quick' two CPU cores and minutes.")
+]
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_DIR", help="A run directory, or one game or seed in it; its stored configuration is used."
+    ),
+]
+
+_CONFIGURATION = "Configuration"
+_OUTPUT = "Output"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """How a command speaks."""
+
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.", rich_help_panel=_OUTPUT),
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress, only results and errors.", rich_help_panel=_OUTPUT)
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)] = (
+        False
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What differs from the configuration one starts from; ``--set`` wins over ``--config``."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file with any part of the configuration.",
+            show_default="none",
+            rich_help_panel=_CONFIGURATION,
+        ),
+    ] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set one configuration key, for example stage1.lr=3e-4; repeatable. 'lapo info --config' lists them.",
+            show_default="none",
+            rich_help_panel=_CONFIGURATION,
+        ),
+    ] = None
+
+    def on_preset(self, preset: str) -> "Config":
+        """The configuration of a new run."""
+        from lapo_cli.core.config import load_config
+
+        return load_config(preset, self.config, self.set_ or [])
+
+    def on_run(self, path: Path, *flags: str) -> "RunDir":
+        """The run that ``path`` lies in; ``flags`` are ``KEY=VALUE`` words of the command's own options."""
+        from lapo_cli.core.config import override
+        from lapo_cli.core.run_dir import RunDir
+
+        run = RunDir.open(path)
+        return dataclasses.replace(run, config=override(run.config, [*(self.set_ or []), *flags], self.config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """On what a command computes, and whether it starts over."""
+
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where networks run; auto takes a GPU if there is one.")
+    ] = "auto"
+    data_dir: DataDir
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming what is there.")] = False
+
+    def options(self, *, wandb: bool = False, jobs: int = 1) -> "Options":
+        """The same for the core."""
+        from lapo_cli.core.pipeline import Options
+
+        return Options(device=self.device, data_dir=self.data_dir, fresh=self.fresh, wandb=wandb, jobs=jobs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logging:
+    """Where metrics go besides ``metrics.jsonl`` and TensorBoard."""
+
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Log metrics to Weights & Biases too (needs the extra 'wandb').")
+    ] = False
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Show Typer each field of the command's dataclass parameters as an option of its own, after the other options."""
+    groups: dict[str, type[Any]] = {}
+    own: list[inspect.Parameter] = []
+    shared: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        group: Any = parameter.annotation
+        groups[parameter.name] = group
+        hints = get_type_hints(group, include_extras=True)
+        for field in dataclasses.fields(group):
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            shared.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+                )
+            )
+
+    @functools.wraps(command)
+    def with_groups(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+        command(**values)
+
+    with_groups.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    return with_groups

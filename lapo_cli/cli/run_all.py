@@ -1,0 +1,62 @@
+"""``lapo run-all``: every stage of every game and seed, in order, resumable."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName
+from lapo_cli.cli.tables import plan_table, summary_parts
+from lapo_cli.cli.terminal import terminal
+from lapo_cli.core.errors import UsageError
+from lapo_cli.core.games import parse_games
+
+
+def run_all(
+    games: Annotated[str, typer.Option(metavar="all|GAME,GAME,…", help="The games to run.")],
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds to run each game with.")] = "0",
+    preset: PresetName = "paper",
+    run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/PRESET")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Games side by side: one GPU each, or as many CPU shares.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run and what is done already, and do nothing.")
+    ] = False,
+) -> None:
+    """Everything, in order: data, stages 1 to 3, baselines, evaluation and one table.
+
+    What is finished already is not run again, and what was cut is resumed.
+
+    A game that fails is reported at the end (exit code 1) and does not stop the others.
+
+    Bundled demonstrations are used where no others were downloaded.
+    """
+    with terminal(output) as here:
+        names = [game.name for game in parse_games([games])]
+        numbers = _seeds(seeds)
+        config = overrides.on_preset(preset)
+
+        from lapo_cli.core import pipeline
+        from lapo_cli.core.run_dir import RunDir
+
+        where = run_dir or Path("runs", preset)
+        options = execution.options(wandb=logging.wandb, jobs=jobs)
+        if dry_run:
+            planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
+            here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
+            return
+        run = RunDir.create(where, config, preset)
+        summary = pipeline.run_all(run, names, numbers, options, here.progress)
+        here.result({"run_dir": run.path, **summary.as_json()}, *summary_parts(summary, plain=here.plain))
+        if summary.failures:
+            raise typer.Exit(1)
+
+
+def _seeds(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UsageError(f"'--seeds {text}' is no list of seeds: write whole numbers with commas, for example 0,1,2.")
+    return list(dict.fromkeys(int(word) for word in words))

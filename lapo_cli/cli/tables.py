@@ -1,0 +1,158 @@
+"""Tables of results. On a terminal they are drawn with lines; elsewhere they are Markdown, ready to paste."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lapo_cli.cli.render import short, wording
+from lapo_cli.core.files import human_bytes
+
+if TYPE_CHECKING:
+    from lapo_cli.core.data.download import GameRow
+    from lapo_cli.core.data.store import Manifest
+    from lapo_cli.core.evaluation.summary import Row, Summary
+    from lapo_cli.core.pipeline import PlannedStage
+    from lapo_cli.core.stages.stage import StageResult
+
+_NONE = "-"
+
+
+def summary_parts(summary: "Summary", *, plain: bool) -> Iterator[RenderableType]:
+    """The comparison of policies, what failed, and where the files are."""
+    if summary.rows:
+        superfluous = set()
+        if len({row.game for row in summary.rows}) == 1:
+            superfluous.add("game")
+        if all(row.seeds == 1 for row in summary.rows):
+            superfluous.add("seeds")
+        rows = [{name: cell for name, cell in _cells(row).items() if name not in superfluous} for row in summary.rows]
+        table = _table(list(rows[0]), plain=plain)
+        for cells in rows:
+            table.add_row(*map(Text, cells.values()))
+        yield table
+    for failure in summary.failures:
+        yield f"Failed: {failure.game}, seed {failure.seed}: {failure.message}"
+    for file in summary.files:
+        yield f"Written: {file}"
+
+
+def _cells(row: "Row") -> dict[str, str]:
+    """Column -> what it shows of a row."""
+    return {
+        "game": row.game,
+        "policy": f"{row.method} ({row.note})" if row.note else row.method,
+        "mean return": _NONE if row.mean is None else f"{row.mean:.2f}",
+        "95 % interval": _NONE if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}",
+        "episodes": f"{row.episodes:,}",
+        "seeds": str(row.seeds),
+        "normalized": f"{row.normalized:.2f}",
+    }
+
+
+def stage_table(results: "Sequence[StageResult]", *, plain: bool) -> Table:
+    """What each stage measured, number by number."""
+    table = _table(["game", "seed", "stage", "result", "value"], plain=plain)
+    for result in results:
+        names = [result.game, str(result.seed), result.stage]
+        skipped = [("was done already", "")] if result.skipped else []
+        for name, value in [*skipped, *_flat(result.results), ("folder", str(result.path))]:
+            table.add_row(*names, Text(name), Text(value))
+            names = ["", "", ""]
+    return table
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested numbers under one name each; long lists are left to the JSON document."""
+    for name, value in values.items():
+        shown = prefix + wording(str(name))
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{shown}, ")
+        elif isinstance(value, float):
+            yield shown, short(value)
+        elif not isinstance(value, list | tuple):
+            yield shown, str(value)
+
+
+def plan_table(planned: "Sequence[PlannedStage]", *, plain: bool) -> Table:
+    """What would run, in order."""
+    table = _table(["game", "seed", "stage", "state"], plain=plain)
+    for stage in planned:
+        table.add_row(stage.game, str(stage.seed), stage.stage, stage.state)
+    return table
+
+
+def games_table(rows: "Sequence[GameRow]", data_dir: Path, *, plain: bool) -> Iterator[RenderableType]:
+    """Games, where they can be had, and what is here."""
+    table = _table(["game", "sources", "here", "size", "mean return"], plain=plain)
+    for row in rows:
+        demos = [f"demos ({row.demo_frames:,} frames)"] if row.demo_frames else []
+        splits = list(row.stores.items())
+        table.add_row(
+            row.game,
+            ", ".join(["drive", *demos]),
+            ", ".join(f"{split} {store.num_frames:,} frames" for split, store in splits) or _NONE,
+            human_bytes(sum(store.num_bytes for _, store in splits)) if splits else _NONE,
+            ", ".join(_mean_return(store) for _, store in splits) or _NONE,
+        )
+    yield table
+    for row in rows:
+        yield from (f"{row.game} {split}: {problem}" for split, problem in row.problems.items())
+    yield f"Data folder: {data_dir}"
+
+
+def stores_table(stores: "Sequence[Manifest]", *, plain: bool) -> Table:
+    """The stores that are now here."""
+    table = _table(["game", "split", "frames", "size", "episodes", "mean return"], plain=plain)
+    for store in stores:
+        size = human_bytes(store.num_bytes)
+        table.add_row(
+            store.game, store.split, f"{store.num_frames:,}", size, f"{store.num_episodes:,}", _mean_return(store)
+        )
+    return table
+
+
+def _mean_return(store: "Manifest") -> str:
+    return _NONE if store.mean_return is None else f"{store.mean_return:.2f}"
+
+
+def config_table(keys: Mapping[str, Mapping[str, Any]], preset: str, *, plain: bool) -> Table:
+    """Every configuration key with the preset's value and its meaning."""
+    table = _table(["key", f"value in '{preset}'", "meaning"], plain=plain)
+    for key, about in keys.items():
+        table.add_row(Text(key), Text(str(about["value"])), Text(about["description"]))
+    return table
+
+
+def info_table(facts: Mapping[str, Any], *, plain: bool) -> Table:
+    """Facts for a bug report, one a line."""
+    table = _table(["", "lapo info"], plain=plain)
+    for name, value in facts.items():
+        if name == "free_bytes":
+            name, value = "free disk", human_bytes(value)
+        if name == "games":
+            value = "; ".join(
+                ", ".join(
+                    [
+                        game,
+                        *(f"{split} {count:,}" for split, count in about["frames"].items()),
+                        *(f"{split} unusable: {problem}" for split, problem in about["problems"].items()),
+                    ]
+                )
+                for game, about in value.items()
+            )
+        if isinstance(value, list):
+            value = ", ".join(value)
+        table.add_row(name.replace("_", " "), Text("none" if value in (None, "") else str(value)))
+    return table
+
+
+def _table(headings: Sequence[str], *, plain: bool) -> Table:
+    table = Table(box=box.MARKDOWN if plain else box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=plain)
+    return table

@@ -1,0 +1,103 @@
+"""``lapo train-idm``, ``train-policy``, ``decode-offline`` and ``finetune-online``: one stage each."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName, RunPath
+from lapo_cli.cli.tables import stage_table
+from lapo_cli.cli.terminal import Terminal, terminal
+from lapo_cli.core.games import get_game
+
+if TYPE_CHECKING:
+    from lapo_cli.core.run_dir import RunDir
+    from lapo_cli.core.stages.stage import StageResult
+
+Init = Literal["latent", "latent-rl-only", "scratch"]
+
+
+def train_idm(
+    game: Annotated[str, typer.Argument(metavar="GAME", help="One of the sixteen games; 'lapo download --list'.")],
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+    preset: PresetName = "paper",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")] = 0,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-PRESET")] = None,
+) -> None:
+    """Stage 1: learn latent actions from frames (inverse dynamics and world model)."""
+    with terminal(output) as here:
+        get_game(game)  # A misspelt name is told before the second that loading PyTorch takes.
+        config = overrides.on_preset(preset)
+
+        from lapo_cli.core import pipeline
+        from lapo_cli.core.run_dir import RunDir
+
+        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset)
+        options = execution.options(wandb=logging.wandb)
+        _report(here, run, pipeline.train_idm(run, game, seed, options, here.progress))
+
+
+def train_policy(path: RunPath, overrides: Overrides, execution: Execution, logging: Logging, output: Output) -> None:
+    """Stage 2: learn a policy over latent actions by imitating them."""
+    with terminal(output) as here:
+        from lapo_cli.core import pipeline
+
+        run = overrides.on_run(path)
+        _report(here, run, pipeline.train_policy(run, path, execution.options(wandb=logging.wandb), here.progress))
+
+
+def decode_offline(
+    path: RunPath,
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="Numbers of labelled frames, one decoder each; short for --set offline.labels=[…].",
+            show_default="the run's",
+        ),
+    ] = None,
+) -> None:
+    """Stage 3, offline: decode latent into true actions from a few labelled frames."""
+    with terminal(output) as here:
+        from lapo_cli.core import pipeline
+
+        run = overrides.on_run(path, *([] if labels is None else [f"offline.labels=[{labels}]"]))
+        _report(here, run, pipeline.decode_offline(run, path, execution.options(wandb=logging.wandb), here.progress))
+
+
+def finetune_online(
+    path: RunPath,
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+    init: Annotated[
+        Init,
+        typer.Option(
+            help="Start from the latent policy; from it without the decoder's labels; or from new weights, "
+            "the PPO baseline."
+        ),
+    ] = "latent",
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Environment steps; short for --set online.steps=N.", show_default="the run's"),
+    ] = None,
+) -> None:
+    """Stage 3, online: decode and fine-tune by reinforcement learning (PPO)."""
+    with terminal(output) as here:
+        from lapo_cli.core import pipeline
+
+        run = overrides.on_run(path, *([] if steps is None else [f"online.steps={steps}"]))
+        options = execution.options(wandb=logging.wandb)
+        _report(here, run, pipeline.finetune_online(run, path, init, options, here.progress))
+
+
+def _report(here: Terminal, run: "RunDir", results: "list[StageResult]") -> None:
+    here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
