@@ -108,7 +108,7 @@ class StageDir:
                 self._set_aside()
         self.path.mkdir(parents=True, exist_ok=True)
         if not marker.exists():
-            stamp = {"key": digest, "lapo_version": lapo_cli.__version__, "torch_version": torch.__version__}
+            stamp = {"key": digest, "lapo_version": lapo_cli.__version__, "torch_version": str(torch.__version__)}
             atomic_write_text(marker, yaml.safe_dump({**stamp, **json.loads(json.dumps(key))}, sort_keys=False))
         return True
 
