@@ -1,0 +1,249 @@
+"""What each subcommand asks of the core, and how it shows what the core gives."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from lapo_cli.core import pipeline
+from lapo_cli.core.config import describe, load_config
+from lapo_cli.core.data import download
+from lapo_cli.core.errors import DownloadError
+from lapo_cli.core.evaluation.summary import Failure, Row, Summary
+from lapo_cli.core.games import GAMES
+from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.stages.stage import StageResult
+
+Lapo = Callable[..., Result]
+
+_LONG = "LAPO decoded offline, 4096 labelled frames, of which one would like to read every word"
+
+
+class _Core:
+    """Stands in for a function of the pipeline and keeps what it was called with."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls.append(args)
+        return self.result
+
+
+def _stand_in(monkeypatch: pytest.MonkeyPatch, name: str, result: Any) -> _Core:
+    core = _Core(result)
+    monkeypatch.setattr(pipeline, name, core)
+    return core
+
+
+def _result(skipped: bool = False) -> StageResult:
+    results = {
+        "steps": 20,
+        "probe/accuracy": 0.123456,
+        "test_accuracy": {"16": 0.5},
+        "curve": [1, 2],
+        "bad": float("nan"),
+    }
+    return StageResult("maze", 0, "idm", Path("runs/maze-quick/maze/seed-0/idm"), results, skipped)
+
+
+def _summary(failures: list[Failure], games: tuple[str, ...] = ("maze",)) -> Summary:
+    rows = [Row(game, method, 1.234, 1.0, 1.5, 256, 1, 0.25) for game in games for method in ("random policy", _LONG)]
+    rows.append(Row(games[0], "demonstrations (expert)", None, None, None, 0, 1, 0.5, "recorded, not played"))
+    return Summary(rows, {}, failures, Path("runs/quick"), [Path("runs/quick/summary.md")])
+
+
+@pytest.fixture
+def run(home: Path) -> RunDir:
+    """An empty run directory of the quick preset."""
+    return RunDir.create(home / "run", load_config("quick"), "quick")
+
+
+def test_train_idm(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = _stand_in(monkeypatch, "train_idm", [_result()])
+    said = lapo("train-idm", "maze", "--preset", "quick", "--seed", "3", "--set", "stage1.steps=20", "--fresh")
+    assert said.exit_code == 0, said.stderr
+    ((made, game, seed, options, _),) = core.calls
+    assert (made.path, made.preset, game, seed) == (Path("runs/maze-quick"), "quick", "maze", 3)
+    assert made.config == load_config("quick", overrides=["stage1.steps=20"])
+    assert options == pipeline.Options(data_dir=home / "data", fresh=True)
+    assert RunDir.open(made.path).config == made.config
+    assert "| maze | 0    | idm   | steps             | 20 " in said.stdout
+    assert "| test accuracy, 16 | 0.5 " in said.stdout
+    assert "curve" not in said.stdout
+
+
+def test_stage_results_as_json(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch, "train_idm", [_result(skipped=True)])
+    said = lapo("train-idm", "maze", "--json", "--quiet")
+    (stage,) = json.loads(said.stdout)["stages"]
+    assert stage["skipped"] is True
+    assert stage["results"] == {
+        "steps": 20,
+        "probe/accuracy": 0.123456,
+        "test_accuracy": {"16": 0.5},
+        "curve": [1, 2],
+        "bad": None,
+    }
+    assert said.stderr == ""
+
+
+def test_a_stage_that_was_done_says_so(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch, "train_idm", [_result(skipped=True)])
+    assert "was done already" in lapo("train-idm", "maze").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "key", "value"),
+    [
+        (["train-policy", "run"], "train_policy", "stage2.steps", 7),
+        (["decode-offline", "run", "--labels", "16,32"], "decode_offline", "offline.labels", (16, 32)),
+        (["decode-offline", "run", "--labels", "16"], "decode_offline", "offline.labels", (16,)),
+        (["finetune-online", "run", "--steps", "9"], "finetune_online", "online.steps", 9),
+        (["evaluate", "run", "--episodes", "11"], "evaluate", "evaluation.episodes", 11),
+    ],
+)
+def test_commands_on_a_run_use_its_configuration(
+    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, key: str, value: object
+) -> None:
+    core = _stand_in(monkeypatch, name, _summary([]) if name == "evaluate" else [_result()])
+    Path("mine.yaml").write_text("stage2: {steps: 5, lr: 2e-3}\n")
+    said = lapo(*words, "--config", "mine.yaml", "--set", "stage2.steps=7")
+    assert said.exit_code == 0, said.stderr
+    opened, path = core.calls[0][:2]
+    assert (opened.path, opened.preset, path) == (run.path, "quick", Path("run"))
+    found = describe(opened.config)
+    assert found[key]["value"] == value
+    changed = {k for k, about in found.items() if about["value"] != describe(run.config)[k]["value"]}
+    assert changed == {"stage2.steps", "stage2.lr", key}
+    assert RunDir.open(run.path).config == run.config
+
+
+def test_finetune_online_passes_where_to_start(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = _stand_in(monkeypatch, "finetune_online", [_result()])
+    lapo("finetune-online", "run", "--init", "latent-rl-only", "--wandb", "--device", "cpu")
+    _, _, init, options, _ = core.calls[0]
+    assert init == "latent-rl-only"
+    assert (options.wandb, options.device) == (True, "cpu")
+
+
+def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch, "evaluate", _summary([]))
+    said = lapo("evaluate", "run")
+    assert said.exit_code == 0
+    lines = said.stdout.splitlines()
+    assert [cell.strip() for cell in lines[0].strip("| ").split("|")] == [
+        *("policy", "mean return", "95 % interval", "episodes", "normalized")
+    ]
+    (long,) = [line for line in lines if _LONG in line]
+    assert [cell.strip() for cell in long.strip("| ").split("|")][1:] == ["1.23", "1.00 to 1.50", "256", "0.25"]
+    assert "| demonstrations (expert) (recorded, not played) " in said.stdout
+    assert "Written: runs/quick/summary.md" in said.stdout
+    assert all(len(line) == len(lines[0]) for line in lines[:5])
+
+
+def test_several_games_are_named_in_the_table(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch, "run_all", _summary([], ("maze", "heist")))
+    said = lapo("run-all", "--games", "maze,heist")
+    assert said.stdout.startswith("| game  | policy")
+    assert "| heist | random policy" in said.stdout
+
+
+def test_run_all(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = _stand_in(monkeypatch, "run_all", _summary([]))
+    said = lapo(
+        "run-all", "--games", "maze,heist,maze", "--seeds", "0, 2,0", "--preset", "quick", "--jobs", "2", "--json"
+    )
+    assert said.exit_code == 0, said.stderr
+    ((made, games, seeds, options, _),) = core.calls
+    assert (made.path, games, seeds, options.jobs) == (Path("runs/quick"), ["maze", "heist"], [0, 2], 2)
+    assert json.loads(said.stdout)["rows"][0]["method"] == "random policy"
+
+
+def test_run_all_reports_games_that_failed(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stand_in(monkeypatch, "run_all", _summary([Failure("heist", 1, "It broke.")]))
+    said = lapo("run-all", "--games", "maze,heist")
+    assert said.exit_code == 1
+    assert "random policy" in said.stdout
+    assert "Failed: heist, seed 1: It broke." in said.stdout
+    as_json = lapo("run-all", "--games", "maze,heist", "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stdout)["failures"] == [{"game": "heist", "seed": 1, "message": "It broke."}]
+
+
+def test_a_dry_run_lists_all_and_makes_nothing(lapo: Lapo, home: Path) -> None:
+    words = ("run-all", "--games", "maze,heist", "--seeds", "0,1", "--dry-run")
+    said = lapo(*words)
+    assert said.exit_code == 0, said.stderr
+    assert "| heist | 1    | scratch | run   |" in said.stdout
+    planned = json.loads(lapo(*words, "--json").stdout)["plan"]
+    assert len(planned) == 4 * len(pipeline.STAGES)
+    assert planned[0] == {"game": "maze", "seed": 0, "stage": "idm", "state": "run"}
+    assert list(home.iterdir()) == []
+
+
+def test_info(lapo: Lapo, home: Path) -> None:
+    facts = json.loads(lapo("info", "--json").stdout)
+    assert {"lapo", "python", "torch", "numpy", "procgen", "gpus", "bf16", "free_bytes"} <= facts.keys()
+    assert (facts["data_dir"], facts["games"]) == (str(home / "data"), {})
+    assert f"| data dir  | {home / 'data'}" in lapo("info").stdout
+
+
+def test_info_lists_the_configuration(lapo: Lapo) -> None:
+    keys = json.loads(lapo("info", "--config", "--preset", "quick", "--json").stdout)["config"]
+    assert keys["stage1.lr"]["value"] == load_config("quick").stage1.lr
+    said = lapo("info", "--config")
+    assert "| stage1.lr " in said.stdout
+    assert "Learning rate at its height; Adam." in said.stdout
+
+
+def test_download_lists_games(lapo: Lapo, home: Path) -> None:
+    document = json.loads(lapo("download", "--list", "--json").stdout)
+    assert [row["game"] for row in document["games"]] == list(GAMES)
+    (home / "data" / "heist" / "train").mkdir(parents=True)
+    said = lapo("download", "heist", "--list")
+    assert said.exit_code == 0
+    assert "| heist | drive" in said.stdout
+    assert "heist train: " in said.stdout
+    assert "bigfish" not in said.stdout
+
+
+def test_download_of_bundled_demonstrations(lapo: Lapo, home: Path) -> None:
+    pytest.importorskip("procgen")
+    game = next(row.game for row in download.list_games(home / "data") if row.demo_frames)
+    words = ("download", game, "--source", "demos", "--max-frames", "2048")
+    said = lapo(*words)
+    assert said.exit_code == 0, said.stderr
+    announced = said.stderr.splitlines()[0]
+    assert announced.startswith(f"{game}: nothing to fetch; store 2,048 train frames and ")
+    assert announced.endswith("are free.")
+    assert f"| {game} " in said.stdout
+    again = lapo(*words, "--json")
+    assert "is already here (2,048 frames)" in again.stderr
+    assert {store["split"] for store in json.loads(again.stdout)["stores"]} == {"train", "test"}
+
+
+def test_a_download_says_what_it_will_fetch_and_one_failure_stops_no_other(
+    lapo: Lapo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def carry_out(plan: download.Plan, progress: object) -> dict[str, object]:
+        tried.append(plan.game)
+        if plan.game == "maze":
+            raise DownloadError("The quota is spent.")
+        return {}
+
+    monkeypatch.setattr(download, "carry_out", carry_out)
+    said = lapo("download", "maze", "heist")
+    assert said.exit_code == 1
+    assert tried == ["maze", "heist"]
+    assert "maze: fetch a zip file from https://drive.google.com/" in said.stderr
+    assert "store 2,621,440 train frames and 65,536 test frames, about 33.0 GB" in said.stderr
+    assert "Failed: maze: The quota is spent." in said.stdout
+    alone = lapo("download", "maze", "--json")
+    assert json.loads(alone.stdout)["error"]["type"] == "DownloadError"

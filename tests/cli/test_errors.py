@@ -1,0 +1,142 @@
+"""What goes wrong: one sentence on stderr, the right exit code, no traceback, and one JSON document if asked for."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from typer.testing import Result
+
+from lapo_cli.core import pipeline
+from lapo_cli.core.config import load_config
+from lapo_cli.core.run_dir import RunDir
+
+Lapo = Callable[..., Result]
+
+
+def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def train_idm(*args: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(pipeline, "train_idm", train_idm)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train-idm", "bigfsh"], "There is no game 'bigfsh': did you mean 'bigfish'?"),
+        (["run-all", "--games", "coinrum"], "There is no game 'coinrum': did you mean 'coinrun'?"),
+        (["run-all", "--games", ","], "No game was named"),
+        (["run-all", "--games", "maze", "--seeds", "0,x"], "'--seeds 0,x' is no list of seeds"),
+        (["run-all", "--games", "maze", "--preset", "fast"], "There is no preset 'fast': choose one of paper, quick."),
+        (
+            ["train-idm", "maze", "--set", "stage1.lrr=1"],
+            "no configuration key 'stage1.lrr': did you mean 'stage1.lr'?",
+        ),
+        (["train-idm", "maze", "--set", "stage1.steps=many"], "Configuration key 'stage1.steps' does not fit"),
+        (["train-idm", "maze", "--config", "absent.yaml"], "absent.yaml cannot be read"),
+        (["train-idm", "bigfish"], "lapo download bigfish"),
+        (["train-policy", "nowhere"], "nowhere is no run directory"),
+        (["decode-offline", "nowhere"], "nowhere is no run directory"),
+        (["finetune-online", "nowhere"], "nowhere is no run directory"),
+        (["evaluate", "nowhere"], "nowhere is no run directory"),
+        (["download"], "No game was named: give one or more games, or 'all', or --list to see them."),
+        (["download", "coinrum"], "did you mean 'coinrun'?"),
+        (["download", "heist", "--source", "demos"], "There are no bundled demonstrations of heist"),
+        (["info", "--config", "--preset", "fast"], "There is no preset 'fast'"),
+    ],
+)
+def test_a_request_that_does_not_fit(lapo: Lapo, words: list[str], sentence: str) -> None:
+    said = lapo(*words)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("Error: ")
+    assert sentence in said.stderr
+    assert said.stderr.count("\n") == 1
+    as_json = lapo(*words, "--json")
+    error = json.loads(as_json.stdout)["error"]
+    assert as_json.exit_code == error["exit_code"] == 2
+    assert sentence in error["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train-idm", "maze", "--seed", "-1"],
+        ["train-idm", "maze", "--no-such-option"],
+        ["run-all"],
+        ["run-all", "--games", "maze", "--jobs", "0"],
+        ["finetune-online", "runs", "--init", "magic"],
+        ["download", "maze", "--source", "floppy"],
+        ["no-such-command"],
+    ],
+)
+def test_options_that_typer_refuses(lapo: Lapo, words: list[str]) -> None:
+    assert lapo(*words).exit_code == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_cuda_asked_for_and_absent(lapo: Lapo) -> None:
+    said = lapo("train-idm", "maze", "--device", "cuda")
+    assert said.exit_code == 2
+    assert "'cuda' was asked for but this machine offers PyTorch no CUDA device(s)" in said.stderr
+
+
+def test_a_run_without_the_earlier_stage(lapo: Lapo, home: Path) -> None:
+    RunDir.create(home / "run", load_config("quick"), "quick")
+    said = lapo("train-policy", "run")
+    assert said.exit_code == 2
+    assert "train-idm" in said.stderr
+
+
+def test_ctrl_c(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _raises(monkeypatch, KeyboardInterrupt())
+    said = lapo("train-idm", "maze", "--json")
+    assert said.exit_code == 130
+    assert said.stderr == "Error: Interrupted: what was finished is kept; the same command resumes.\n"
+    assert json.loads(said.stdout)["error"]["exit_code"] == 130
+
+
+def test_a_defect_of_the_tool(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    _raises(monkeypatch, ValueError("two\n lines."))
+    said = lapo("train-idm", "maze")
+    assert said.exit_code == 1
+    assert said.stderr == (
+        "Error: ValueError: two lines. --debug shows the traceback, and 'lapo info' what to add to a bug report.\n"
+    )
+    debugged = lapo("train-idm", "maze", "--debug", "--json")
+    assert debugged.exit_code == 1
+    assert "Traceback (most recent call last)" in debugged.stderr
+    assert json.loads(debugged.stdout)["error"]["type"] == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "is full: free some space there"),
+        (OSError(errno.ENOSPC, "No space left on device", "/some/file"), "The disk that holds /some is full"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/some/file"),
+            "/some/file cannot be used (Permission denied)",
+        ),
+    ],
+)
+def test_the_disk(lapo: Lapo, monkeypatch: pytest.MonkeyPatch, error: OSError, sentence: str) -> None:
+    _raises(monkeypatch, error)
+    said = lapo("train-idm", "maze")
+    assert said.exit_code == 1
+    assert sentence in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_what_libraries_print_does_not_reach_stdout(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_idm(*args: object) -> list[object]:
+        print("chatter")  # noqa: T201
+        return []
+
+    monkeypatch.setattr(pipeline, "train_idm", train_idm)
+    said = lapo("train-idm", "maze", "--json")
+    assert json.loads(said.stdout)["stages"] == []
+    assert "chatter" in said.stderr
