@@ -50,7 +50,7 @@ class Meter:
         self.unit = unit if unit.endswith("s") else f"{unit}s"
         self.metrics: dict[str, float] = {}
         self._show, self._seconds, self._clock = show, seconds, clock
-        self._shown_at = clock()
+        self._shown_at, self._shown_done = clock(), -1
         self._samples = collections.deque([(self._shown_at, done)])
 
     def update(self, done: int, **metrics: float) -> None:
@@ -58,21 +58,23 @@ class Meter:
         self.done = done
         if metrics:
             self.metrics.update(metrics)
-        now = self._clock()
-        if now - self._shown_at >= self._seconds:
-            self._shown_at = now
-            self.sample()
-            self._show(self)
+        if self._clock() - self._shown_at >= self._seconds:
+            self._refresh()
 
-    def sample(self) -> None:
-        """Note how far the task is now; the rate is that of the last half minute or so."""
-        now = self._clock()
-        self._samples.append((now, self.done))
-        while len(self._samples) > 2 and now - self._samples[1][0] >= _WINDOW_SECONDS:
+    def close(self) -> None:
+        """Show how far the task came, unless that was shown before."""
+        if self.done != self._shown_done:
+            self._refresh()
+
+    def _refresh(self) -> None:
+        self._shown_at, self._shown_done = self._clock(), self.done
+        self._samples.append((self._shown_at, self.done))
+        while len(self._samples) > 2 and self._shown_at - self._samples[1][0] >= _WINDOW_SECONDS:
             self._samples.popleft()
+        self._show(self)
 
     def text(self) -> str:
-        """``500/2,000 steps (25%), 3.2 steps/s, 7:48 left, loss 0.0312``."""
+        """``500/2,000 steps (25%), 3.2 steps/s, 7:48 left, loss 0.0312``; the rate is that of the last half minute."""
         (then, before), (now, done) = self._samples[0], self._samples[-1]
         rate = (done - before) / (now - then) if now > then else 0.0
         parts = [self._amount()]
@@ -104,8 +106,7 @@ class Lines:
         try:
             yield meter
         finally:
-            meter.sample()
-            self.log(f"{name}: {meter.text()}")
+            meter.close()
 
     def log(self, message: str) -> None:
         """Print one line."""
@@ -143,8 +144,8 @@ class Bars:
         try:
             yield meter
         finally:
+            meter.close()
             bars.remove_task(bar)
-            meter.sample()
             self.log(f"{name}: {meter.text()}")
             if not bars.tasks:
                 bars.stop()
