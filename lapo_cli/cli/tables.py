@@ -50,7 +50,7 @@ def _cells(row: "Row") -> dict[str, str]:
         "95 % interval": _NONE if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}",
         "episodes": f"{row.episodes:,}",
         "seeds": str(row.seeds),
-        "normalized": f"{row.normalized:.2f}",
+        "normalized": f"{row.normalized:z.2f}",
     }
 
 
