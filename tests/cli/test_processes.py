@@ -26,7 +26,8 @@ def test_help_loads_nothing_heavy(environment: dict[str, str]) -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from lapo_cli.cli.main import app; "
         "assert CliRunner().invoke(app, ['run-all', '--help']).exit_code == 0; "
-        "heavy = {'torch', 'numpy', 'procgen', 'gym', 'lapo_cli.core.config'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'numpy', 'procgen', 'gym', 'lapo_cli.core.config'} & set(sys.modules); "
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.stderr, done.returncode) == ("", 0)
