@@ -18,12 +18,13 @@ from lapo_cli.core.compute import resolve
 from lapo_cli.core.data.download import download
 from lapo_cli.core.data.replay import bundled_logs
 from lapo_cli.core.data.store import SPLITS, open_store, store_path
-from lapo_cli.core.errors import LapoError, UsageError
+from lapo_cli.core.errors import LapoError
 from lapo_cli.core.evaluation import measure, pictures
-from lapo_cli.core.evaluation.play import uniform
+from lapo_cli.core.evaluation.play import Act, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
 from lapo_cli.core.games import get_game
 from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.rl.agent import OfflineAgent
 from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
 from lapo_cli.core.stages import idm, offline, online, policy
 from lapo_cli.core.stages.artefacts import IDM, OFFLINE, ONLINE, POLICY, SCRATCH
@@ -232,9 +233,9 @@ def _candidates(ctx: Context, only: str | None) -> list[measure.Candidate]:
     stage = ctx.seed_dir.stage(OFFLINE)
     done = stage.done()
     if done is not None and only in (None, OFFLINE):
-        agents: dict[int, offline.OfflineAgent] = {}
+        agents: dict[int, OfflineAgent] = {}
 
-        def load(count: int) -> measure.Act:
+        def load(count: int) -> Act:
             agents.update(agents or offline.load_offline_agents(ctx))
             return agents[count].act
 

@@ -1,7 +1,7 @@
 """The one interface through which the core reports progress. The CLI renders it; the core never prints."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -15,19 +15,11 @@ class Task(Protocol):
 class Progress(Protocol):
     """What the core calls to report; implementations must be cheap to call hundreds of times a second."""
 
-    def task(self, name: str, total: int, unit: str, done: int = 0) -> "ContextTask":
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
         """Open a task of ``total`` units, ``done`` of them finished before (a resumed run)."""
 
     def log(self, message: str) -> None:
         """Tell the person one sentence."""
-
-
-class ContextTask(Protocol):
-    """A context manager that yields a :class:`Task` and closes it on leaving."""
-
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *args: object) -> None: ...
 
 
 class _SilentTask:

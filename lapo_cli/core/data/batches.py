@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,13 @@ WINDOW = (-1, 0, 1)
 
 _QUEUE_BATCHES = 4
 _UPLOAD_FRAMES = 4096
+
+
+class Sampler(Protocol):
+    """Says which windows make a batch."""
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The (B,) int64 centres of batch ``step``, counted from 0."""
 
 
 class BatchSampler:
@@ -128,7 +136,7 @@ class FrameLoader:
         return picked.view(*rows.shape, *self._frames.shape[1:])
 
     def batches(
-        self, sampler: BatchSampler, start_step: int, num_steps: int, offsets: Sequence[int] = WINDOW
+        self, sampler: Sampler, start_step: int, num_steps: int, offsets: Sequence[int] = WINDOW
     ) -> Iterator[Tensor]:
         """Batches ``start_step`` to ``start_step + num_steps`` of the sampler, each as :meth:`gather` gives it.
 
@@ -189,7 +197,7 @@ class FrameLoader:
 
 def batches(
     video: Video,
-    sampler: BatchSampler,
+    sampler: Sampler,
     start_step: int,
     num_steps: int,
     device: torch.device | str,

@@ -1,5 +1,7 @@
 """The probe: how much of the true action a latent action carries. It measures only; nothing flows back."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from lapo_cli.core.games import NUM_ACTIONS
 
 
 def probe_accuracy(
-    latents: Tensor, actions: NDArray[np.integer], *, epochs: int, seed: int, batch_size: int = 128
+    latents: Tensor, actions: NDArray[np.integer[Any]], *, epochs: int, seed: int, batch_size: int = 128
 ) -> float:
     """Accuracy of an MLP (128, 128) that reads the action off the latent action (paper, appendix A).
 
@@ -40,10 +42,11 @@ def probe_accuracy(
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        return (probe(latents[half:]).argmax(1) == labels[half:]).float().mean().item()
+        hits: Tensor = probe(latents[half:]).argmax(1) == labels[half:]
+    return hits.float().mean().item()
 
 
-def commonest_accuracy(actions: NDArray[np.integer]) -> float:
+def commonest_accuracy(actions: NDArray[np.integer[Any]]) -> float:
     """Accuracy, on the second half, of always guessing the commonest action of the first."""
     half = len(actions) // 2
     commonest = np.bincount(actions[:half]).argmax()

@@ -15,7 +15,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return x + self.conv1(self.conv0(x.relu()).relu())
+        out: Tensor = x + self.conv1(self.conv0(x.relu()).relu())
+        return out
 
 
 class ImpalaTrunk(nn.Module):

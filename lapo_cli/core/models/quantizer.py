@@ -65,11 +65,12 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("ema_count", torch.zeros(codebooks, codes))
         self.register_buffer("ema_sum", embedding.clone())
 
-    @torch.autocast("cuda", enabled=False)
-    @torch.autocast("cpu", enabled=False)
     def forward(self, z: Tensor) -> Quantized:
         """Quantize latent actions z (B, codebooks * dim * positions)."""
-        z = z.float()
+        with torch.autocast(z.device.type, enabled=False):
+            return self._quantize(z.float())
+
+    def _quantize(self, z: Tensor) -> Quantized:
         # (codebooks, B * positions, dim)
         x = z.unflatten(1, self.shape).permute(1, 0, 3, 2).flatten(1, 2)
         flat = x.detach()
@@ -97,7 +98,8 @@ class VectorQuantizer(nn.Module):
 
     def _unfold(self, x: Tensor) -> Tensor:
         """(codebooks, B * positions, dim) -> (B, codebooks, dim, positions)."""
-        return x.unflatten(1, (-1, self.shape[2])).permute(1, 0, 3, 2)
+        unfolded: Tensor = x.unflatten(1, (-1, self.shape[2])).permute(1, 0, 3, 2)
+        return unfolded
 
     @torch.no_grad()
     def _move_codebooks(self, flat: Tensor, usage: Tensor) -> None:

@@ -1,5 +1,7 @@
 """The world model: a U-Net that predicts the next frame from two frames and a latent action (paper, section 3)."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,9 +79,7 @@ class WorldModel(nn.Module):
         widths = [base * 2**level for level in range(levels)]
         bottleneck = base * 2**levels
         self.first = DownBlock(ConstantChannelConv(6, la_dim, base))
-        self.down = nn.ModuleList(
-            DownBlock(nn.Conv2d(a, b, 3, padding=1)) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.down = nn.ModuleList(DownBlock(nn.Conv2d(a, b, 3, padding=1)) for a, b in pairwise(widths))
         self.bottom = nn.Conv2d(widths[-1], bottleneck, 2)
         # From the bottom up, what comes in beside the running map is z_q and then every down output.
         running = [bottleneck, *reversed(widths)]

@@ -45,7 +45,8 @@ class Agent(nn.Module, ABC):
     @torch.no_grad()
     def act(self, frames: Tensor) -> Tensor:
         """Action logits (B, 15) of frames (B, 64, 64, 3) uint8."""
-        return self(*self.encode(frames))[0]
+        logits: Tensor = self(*self.encode(frames))[0]
+        return logits
 
 
 class ScratchAgent(Agent):

@@ -66,7 +66,7 @@ class ProcgenVecEnv:
         reward, obs, first = self._env.observe()
         return reward, obs["rgb"], first
 
-    def act(self, actions: NDArray[np.integer]) -> None:
+    def act(self, actions: NDArray[np.integer[Any]]) -> None:
         """Give every environment its action: (N,) integers in [0, 15)."""
         self._env.act(actions.astype(np.int32))
 

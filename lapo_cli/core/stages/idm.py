@@ -51,7 +51,7 @@ def joint_loss(
 
 
 def change_weights(frames: Tensor, change_weight: float) -> Tensor:
-    """Weights (B, 1, size, size) of mean 1 that are ``1 + change_weight`` times as high around what changes as elsewhere.
+    """Weights (B, 1, size, size) of mean 1 that are ``1 + change_weight`` times higher around what changes.
 
     Around: within size / 8 pixels, so that something painted beside where it went costs as much as its absence where
     it is, and only the latent action tells which.

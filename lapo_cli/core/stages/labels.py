@@ -75,6 +75,7 @@ class _InOrder:
         self.steps = -(-len(windows) // _CHUNK)
 
     def indices(self, step: int) -> NDArray[np.int64]:
+        """See :class:`Sampler`."""
         return self._windows[step * _CHUNK : (step + 1) * _CHUNK]
 
 

@@ -135,8 +135,9 @@ class TrainingLoop:
             values = torch.stack([values[name].float() for values in self._pending]).cpu()
             bad = (~values.isfinite()).nonzero()
             if len(bad):
+                at = int(bad[0, 0])
                 raise TrainingDivergedError(
-                    f"{name} became {values[bad[0, 0]].item()} at {self._unit} {(first + int(bad[0, 0]) + 1) * self._scale} "
+                    f"{name} became {values[at].item()} at {self._unit} {(first + at + 1) * self._scale} "
                     f"of {self._title}: the checkpoint of {self._unit} {self._checkpointed * self._scale} is kept in "
                     f"{self._stage.path}; lower the learning rate with --set, or use --set precision=fp32."
                 )

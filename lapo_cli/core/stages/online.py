@@ -117,7 +117,7 @@ def _finetune(ctx: Context, stage: StageDir, init: Init) -> dict[str, Any]:
 
 
 class _OnlineDecoder:
-    """Labels the agent's own transitions with the frozen IDM and trains its decoder on all of them, from time to time."""
+    """Labels the agent's own transitions with the frozen IDM and, from time to time, trains its decoder on all."""
 
     def __init__(self, ctx: Context, agent: LatentAgent) -> None:
         self._config, self._ctx, self._agent = ctx.config.online, ctx, agent

@@ -31,7 +31,7 @@ class StageResult:
 
 
 def stage_key(ctx: Context, name: str, sections: tuple[str, ...], inputs: Mapping[str, str]) -> dict[str, Any]:
-    """All that the stage's outcome depends on: ``sections`` of the configuration, the seed, ``inputs`` by fingerprint."""
+    """All that the outcome depends on: ``sections`` of the configuration, the seed, ``inputs`` by fingerprint."""
     config = json.loads(ctx.config.model_dump_json())
     return {
         "stage": name,
