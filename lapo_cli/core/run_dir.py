@@ -103,14 +103,21 @@ class StageDir:
             done = self.done()
             if done is not None and done["key"] == digest:
                 return False
-            found = yaml.safe_load(marker.read_text()).get("key") if marker.exists() else None
-            if found != digest:
+            if self._marked_key() != digest:
                 self._set_aside()
         self.path.mkdir(parents=True, exist_ok=True)
         if not marker.exists():
             stamp = {"key": digest, "lapo_version": lapo_cli.__version__, "torch_version": str(torch.__version__)}
             atomic_write_text(marker, yaml.safe_dump({**stamp, **json.loads(json.dumps(key))}, sort_keys=False))
         return True
+
+    def _marked_key(self) -> str | None:
+        """The key in ``config.yaml``, None where it is missing or damaged."""
+        try:
+            marker = yaml.safe_load((self.path / "config.yaml").read_text())
+            return str(marker["key"])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            return None
 
     def _set_aside(self) -> None:
         number = 1

@@ -29,10 +29,12 @@ def mean_return(returns: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Est
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
-    # (seeds, resamples): bootstrap means of every seed, from which the outer level then draws
-    inner = np.stack([_bootstrap_means(array, rng) for array in returns])
-    drawn = rng.integers(len(returns), size=(len(returns), _RESAMPLES))
-    means = np.take_along_axis(inner, drawn, axis=0).mean(0)
+    # A training seed that is drawn twice has its episodes resampled twice, so every draw has resamples of its own.
+    draws = []
+    for drawn in rng.integers(len(returns), size=(len(returns), _RESAMPLES)):
+        inner = np.stack([_bootstrap_means(array, rng) for array in returns])  # (seeds, resamples)
+        draws.append(inner[drawn, np.arange(_RESAMPLES)])
+    means = np.mean(draws, axis=0)
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(np.mean([array.mean() for array in returns])), float(low), float(high))
 

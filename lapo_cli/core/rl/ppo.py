@@ -173,7 +173,7 @@ class PPO:
         size = rollout.actions.numel() // ppo.minibatches
         logged: list[dict[str, Tensor]] = []
         for epoch in range(ppo.epochs):
-            order = torch.randperm(size * ppo.minibatches).to(self._device)
+            order = torch.randperm(rollout.actions.numel())[: size * ppo.minibatches].to(self._device)
             for index in order.split(size):
                 actions, logprobs, values, advantage, target = (x[index] for x in flat)
                 logits, new_values = self.agent(*(e[index] for e in encoded))

@@ -37,11 +37,11 @@ def latent_labels(
     file = folder / f"{key}.npy"
     if not file.exists():
         _write(ctx, idm, video, windows, file)
-        _drop_old(folder)
     try:
         labels: NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise CorruptDataError(f"The cached latents {file} are damaged: delete that file and run again.") from error
+    _drop_old(folder)
     return labels
 
 

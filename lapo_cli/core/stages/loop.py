@@ -12,14 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lapo_cli.core.errors import TrainingDivergedError
-from lapo_cli.core.files import disk_full_as_error
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.stages.context import Context
 from lapo_cli.core.stages.metrics import MetricsLog
@@ -108,7 +107,7 @@ class TrainingLoop:
         done = self.start * self._scale
         saved = time.monotonic()
         with (
-            disk_full_as_error(self._stage.path),
+            closing(self.metrics),
             _interruptible() as interrupted,
             self._ctx.progress.task(self._title, self.total * self._scale, self._unit, done) as task,
         ):
@@ -121,9 +120,8 @@ class TrainingLoop:
                 if due or interrupted.is_set() or step + 1 == self.total:
                     self._checkpoint(step + 1)
                     saved = time.monotonic()
-                if interrupted.is_set() and step + 1 < self.total:
+                if interrupted.is_set():
                     raise KeyboardInterrupt
-        self.metrics.close()
 
     def _read(self, step: int) -> None:
         """Bring the pending tensors to the host in one transfer each, check them, log their means."""

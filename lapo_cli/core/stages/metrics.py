@@ -9,7 +9,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from lapo_cli.core.errors import UsageError
-from lapo_cli.core.files import atomic_write_text
+from lapo_cli.core.files import atomic_write_text, disk_full_as_error
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.stages.context import Context
 
@@ -32,7 +32,7 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log ``values`` at ``step``; ``seconds`` is the time spent on the stage so far, resumed runs added up."""
         line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **values}
-        with self._file.open("a") as file:
+        with disk_full_as_error(self._file.parent), self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

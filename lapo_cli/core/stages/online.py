@@ -26,7 +26,7 @@ from lapo_cli.core.stages.artefacts import (
     policy_fingerprint,
 )
 from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.loop import TrainingLoop
+from lapo_cli.core.stages.loop import Stateful, TrainingLoop
 from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
 
 Init = Literal["latent", "latent-rl-only", "scratch"]
@@ -83,7 +83,10 @@ def _finetune(ctx: Context, stage: StageDir, init: Init) -> dict[str, Any]:
     agent = build_agent(ctx, init)
     ppo = PPO(agent, ctx.seed_dir.game, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
     labeller = _OnlineDecoder(ctx, agent) if isinstance(agent, LatentAgent) and agent.decoder is not None else None
-    state: dict[str, Any] = {"ppo": ppo} if labeller is None else {"ppo": ppo, "decoder": labeller}
+    episodes = _Episodes()
+    state: dict[str, Stateful] = {"ppo": ppo, "episodes": episodes}
+    if labeller is not None:
+        state["decoder"] = labeller
     per_update = config.ppo.num_envs * config.ppo.num_steps
     loop = TrainingLoop(
         stage,
@@ -95,25 +98,44 @@ def _finetune(ctx: Context, stage: StageDir, init: Init) -> dict[str, Any]:
         scale=per_update,
         read_every=1,
     )
-    recent: deque[float] = deque(maxlen=_RECENT_EPISODES)
-    episodes = 0
     for update in loop:
         rollout = ppo.collect(keep_frames=labeller is not None and labeller.wants(ppo.env_steps))
         loop.record(ppo.update(rollout))
         if labeller is not None:
             labeller.learn(rollout, update + 1, ppo.env_steps)
-        recent.extend(rollout.returns)
-        episodes += len(rollout.returns)
-        if recent:
+        episodes.add(rollout.returns)
+        if episodes.recent:
             lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
-            loop.measure(update, {"charts/episodic_return": float(np.mean(recent)), **lengths})
+            loop.measure(update, {"charts/episodic_return": float(np.mean(episodes.recent)), **lengths})
     ppo.close()
     stage.save_weights({"agent": agent}, about(ctx, stage.name))
     return {
         "env_steps": ppo.env_steps,
-        "training_episodes": episodes,
-        "last_training_return": float(np.mean(recent)) if recent else None,
+        "training_episodes": episodes.count,
+        "last_training_return": float(np.mean(episodes.recent)) if episodes.recent else None,
     }
+
+
+class _Episodes:
+    """How many episodes ended in training, and the returns of the latest."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.recent: deque[float] = deque(maxlen=_RECENT_EPISODES)
+
+    def add(self, returns: list[float]) -> None:
+        """Count the episodes that ended in a rollout."""
+        self.count += len(returns)
+        self.recent.extend(returns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"count": self.count, "recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.count = state["count"]
+        self.recent.extend(state["recent"])
 
 
 class _OnlineDecoder:

@@ -75,6 +75,11 @@ def _train(ctx: Context, stage: StageDir, labeller: str, train: Video, held_out:
 
     # Always predicting the mean latent action would cost this; the loss is told as a fraction of it.
     variance = float(np.var(np.asarray(test_labels, np.float32), axis=0).mean())
+
+    def measure() -> dict[str, float]:
+        loss = held_out_loss()
+        return {"heldout/imitation": loss, "heldout/unexplained": loss / max(variance, 1e-12)}
+
     measured: dict[str, float] = {}
     for step in loop:
         rate = learning_rate(
@@ -94,8 +99,7 @@ def _train(ctx: Context, stage: StageDir, labeller: str, train: Video, held_out:
         optimizer.step()
         loop.record({"losses/imitation": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            loss_now = held_out_loss()
-            measured = {"heldout/imitation": loss_now, "heldout/unexplained": loss_now / max(variance, 1e-12)}
+            measured = measure()
             loop.measure(step, measured)
     stage.save_weights({"policy": policy}, about(ctx, POLICY))
-    return {"steps": config.steps, **measured}
+    return {"steps": config.steps, **(measured or measure())}
