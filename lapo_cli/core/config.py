@@ -31,7 +31,7 @@ class ModelConfig(_Section):
 
     frame_size: Literal[16, 32, 64] = Field(64, description="Pixels a side; below 64 frames are averaged down.")
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
-    world_model_base: int = Field(24, ge=2, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
+    world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
     policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")
     codebooks: int = Field(2, ge=1, le=64, description="Codebooks of the quantizer.")
     codes: int = Field(64, ge=2, le=4096, description="Embeddings a codebook.")
@@ -41,6 +41,11 @@ class ModelConfig(_Section):
     commitment: float = Field(0.05, ge=0, description="Weight of mse(z, stopgrad(z_q)).")
     revive_below: float = Field(
         0.0, ge=0, lt=1, description="Move codes used less than this fraction of an even share; 0, the paper's: never."
+    )
+
+    motion_init: bool = Field(
+        default=False,
+        description="Start the IDM on frame differences and the world model on copying o_t; false: the paper's.",
     )
 
     @property

@@ -1,10 +1,14 @@
 """The latent inverse dynamics model: which latent action lies between two frames (paper, section 3)."""
 
+import torch
 from torch import Tensor, nn
 
 from lapo_cli.core.models.frames import stack_frames
 from lapo_cli.core.models.impala import HIDDEN, ImpalaTrunk
 from lapo_cli.core.models.quantizer import Quantized, VectorQuantizer
+
+_DIFFERENCE_GAIN = 7.0
+_HEAD_GAIN = 5.0
 
 
 class InverseDynamicsModel(nn.Module):
@@ -23,6 +27,25 @@ class InverseDynamicsModel(nn.Module):
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
         self.head = nn.Linear(HIDDEN, codebooks * dim * positions)
         self.quantizer = quantizer
+
+    @torch.no_grad()
+    def start_from_differences(self) -> None:
+        """Start the first convolution on differences of successive frames, half of its channels on each of the two.
+
+        A fresh network sees the scene far louder than what moved in it, and short runs end before it has learnt to
+        look away. Only the starting point changes: the weights are as free as ever. The gains keep the latent action
+        of so faint an input at about unit scale.
+        """
+        conv = self.trunk.convs[0]
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        kernel = conv.weight[:, :3] * _DIFFERENCE_GAIN
+        half = len(kernel) // 2
+        conv.weight.zero_()
+        conv.bias.zero_()
+        for channels, before, after in ((slice(half), 3, 6), (slice(half, None), 0, 3)):
+            conv.weight[channels, after : after + 3] = kernel[channels]
+            conv.weight[channels, before : before + 3] = -kernel[channels]
+        self.head.weight.mul_(_HEAD_GAIN)
 
     def latent_action(self, frames: Tensor) -> Tensor:
         """z_t before quantization, (B, la_dim), of normalized frames (o_{t-1}, o_t, o_{t+1}): (B, 3, 3, size, size)."""

@@ -56,7 +56,10 @@ def build_idm(model: ModelConfig) -> InverseDynamicsModel:
         model.commitment,
         model.revive_below,
     )
-    return InverseDynamicsModel(model.idm_scale, model.frame_size, quantizer)
+    idm = InverseDynamicsModel(model.idm_scale, model.frame_size, quantizer)
+    if model.motion_init:
+        idm.start_from_differences()
+    return idm
 
 
 def load_idm(ctx: Context) -> InverseDynamicsModel:

@@ -85,6 +85,8 @@ def _train(ctx: Context, stage: StageDir, video: Video, held_out: FrameStore) ->
     config, model, compute = ctx.config.stage1, ctx.config.model, ctx.compute
     idm = build_idm(model)
     world_model = WorldModel(model.world_model_base, model.frame_size, model.la_dim)
+    if model.motion_init:
+        world_model.start_from_copying()
     measure = _HeldOut(ctx, held_out)
     compute.place(idm)
     compute.place(world_model)
