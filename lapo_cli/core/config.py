@@ -29,7 +29,12 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Sizes of the networks (paper, appendix A)."""
 
-    frame_size: Literal[16, 32, 64] = Field(64, description="Pixels a side; below 64 frames are averaged down.")
+    frame_size: Literal[16, 32, 64] = Field(
+        64, description="Pixels a side that stage 1 sees; below 64, frames are averaged."
+    )
+    policy_size: Literal[16, 32, 64] = Field(
+        default=64, description="Pixels a side that the policy and the baselines see."
+    )
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
     policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")

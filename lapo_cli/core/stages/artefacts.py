@@ -90,7 +90,7 @@ def load_policy(ctx: Context) -> Policy:
     """
     stage = ctx.seed_dir.stage(POLICY)
     stage.require_done(f"lapo train-policy {ctx.seed_dir.path}")
-    policy = Policy(ctx.config.model.policy_scale, ctx.config.model.frame_size, ctx.config.model.la_dim)
+    policy = Policy(ctx.config.model.policy_scale, ctx.config.model.policy_size, ctx.config.model.la_dim)
     stage.load_weights({"policy": policy})
     ctx.compute.place(policy)
     return policy.eval().requires_grad_(False)

@@ -64,7 +64,7 @@ def load_offline_agents(ctx: Context) -> dict[int, OfflineAgent]:
     agents = {}
     for count, decoder in decoders.items():
         ctx.compute.place(decoder)
-        agents[count] = OfflineAgent(policy, decoder, ctx.config.model.frame_size, ctx.compute)
+        agents[count] = OfflineAgent(policy, decoder, ctx.config.model.policy_size, ctx.compute)
     return agents
 
 

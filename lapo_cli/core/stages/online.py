@@ -57,10 +57,10 @@ def build_agent(ctx: Context, init: Init) -> Agent:
     model = ctx.config.model
     agent: Agent
     if init == "scratch":
-        agent = ScratchAgent(model.policy_scale, model.frame_size, ctx.compute)
+        agent = ScratchAgent(model.policy_scale, model.policy_size, ctx.compute)
     else:
         with_decoder = init == "latent"
-        agent = LatentAgent(load_policy(ctx), with_decoder=with_decoder, size=model.frame_size, compute=ctx.compute)
+        agent = LatentAgent(load_policy(ctx), with_decoder=with_decoder, size=model.policy_size, compute=ctx.compute)
     ctx.compute.place(agent)
     return agent
 

@@ -51,7 +51,7 @@ def _train(ctx: Context, stage: StageDir, labeller: str, train: Video, held_out:
     test_labels = latent_labels(ctx, idm, labeller, held_out, test_windows)
     del idm
 
-    policy = Policy(model.policy_scale, model.frame_size, model.la_dim)
+    policy = Policy(model.policy_scale, model.policy_size, model.la_dim)
     compute.place(policy)
     optimizer = torch.optim.Adam(policy.parameters(), config.lr, fused=True)
     loop = TrainingLoop(stage, ctx, "stage 2: latent policy", config.steps, {"policy": policy, "optimizer": optimizer})
@@ -61,7 +61,7 @@ def _train(ctx: Context, stage: StageDir, labeller: str, train: Video, held_out:
 
     def imitation_loss(frames: Tensor, z: NDArray[np.float16]) -> Tensor:
         with compute.autocast():
-            predicted = policy(normalize(frames[:, 0], model.frame_size))
+            predicted = policy(normalize(frames[:, 0], model.policy_size))
         return F.mse_loss(predicted.float(), torch.from_numpy(z).to(compute.device).float())
 
     @torch.no_grad()
