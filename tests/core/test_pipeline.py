@@ -1,0 +1,146 @@
+"""run-all on real frames and real Procgen, at the smallest size that has every part."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lapo_cli.core.config import Config
+from lapo_cli.core.errors import MissingInputError, RunDirError
+from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary
+from lapo_cli.core.pipeline import STAGES, Options, evaluate, finetune_online, plan, run_all, train_idm, train_policy
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.run_dir import RunDir
+
+_GAMES = ["maze", "fruitbot"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[RunDir, Summary]:
+    """Both games with one job; bigfish between them has no data."""
+    from tiny_config import TINY
+
+    from lapo_cli.core.config import load_config
+
+    run = RunDir.create(tmp_path_factory.mktemp("runs") / "one", load_config("paper", overrides=TINY), "paper")
+    return run, run_all(run, ["maze", "bigfish", "fruitbot"], [0], Options("cpu", data_dir), Silent())
+
+
+def _methods(summary: Summary, game: str) -> list[str]:
+    return [row.method for row in summary.rows if row.game == game]
+
+
+def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, Summary]) -> None:
+    run, summary = done
+    for game in _GAMES:
+        for stage in STAGES:
+            assert run.seed_dir(game, 0).stage(stage).done() is not None, (game, stage)
+        assert _methods(summary, game) == [
+            "random policy",
+            "demonstrations (expert)",
+            "LAPO decoded offline, 4 labelled frames",
+            "LAPO decoded offline, 64 labelled frames",
+            "LAPO fine-tuned online, 512 steps",
+            "PPO from scratch, 512 steps",
+        ]
+    assert _methods(summary, ALL_GAMES) == _methods(summary, "maze")
+    for row in summary.rows:
+        if row.low is not None and row.mean is not None and row.high is not None:
+            assert row.low <= row.mean <= row.high
+        if row.game in _GAMES and "demonstrations" not in row.method:
+            assert row.episodes == 4
+
+
+def test_a_game_that_fails_is_reported_and_stops_no_other(done: tuple[RunDir, Summary]) -> None:
+    _, summary = done
+    assert [(failure.game, failure.seed) for failure in summary.failures] == [("bigfish", 0)]
+    assert "lapo download bigfish" in summary.failures[0].message
+
+
+def test_the_summary_is_written_as_json_and_markdown(done: tuple[RunDir, Summary]) -> None:
+    run, summary = done
+    written = json.loads((run.path / "summary.json").read_text())
+    assert [row["method"] for row in written["rows"]] == [row.method for row in summary.rows]
+    assert written["failures"][0]["game"] == "bigfish"
+    text = (run.path / "summary.md").read_text()
+    for row in summary.rows:
+        assert row.method in text
+    for file in summary.files:
+        assert file.stat().st_size > 0
+
+
+def test_a_second_call_skips_everything_and_gives_the_same(done: tuple[RunDir, Summary], data_dir: Path) -> None:
+    run, first = done
+    kept = {file: file.stat().st_mtime_ns for file in run.path.rglob("*.safetensors")}
+    kept |= {file: file.stat().st_mtime_ns for file in run.path.rglob("evaluation/*.json")}
+    assert len(kept) == len(_GAMES) * (len(STAGES) + 5)
+    again = run_all(run, ["maze", "bigfish", "fruitbot"], [0], Options("cpu", data_dir), Silent())
+    assert again.rows == first.rows
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    states = {(p.game, p.state) for p in plan(run, ["maze", "bigfish"], [0], Options("cpu", data_dir))}
+    assert states == {("maze", "done"), ("bigfish", "run")}
+
+
+def test_jobs_side_by_side_give_the_same_table(done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path) -> None:
+    run, one_job = done
+    other = RunDir.create(tmp_path / "two", run.config, "paper")
+    two_jobs = run_all(other, ["maze", "bigfish", "fruitbot"], [0], Options("cpu", data_dir, jobs=2), Silent())
+    assert two_jobs.rows == one_job.rows
+    assert two_jobs.failures == one_job.failures
+
+
+def test_evaluate_takes_any_level_of_the_tree(done: tuple[RunDir, Summary], data_dir: Path) -> None:
+    run, summary = done
+    options = Options("cpu", data_dir)
+    game = evaluate(run, run.path / "maze", options, Silent())
+    assert [row for row in summary.rows if row.game == "maze"] == game.rows
+    stage = evaluate(run, run.path / "maze" / "seed-0" / "scratch", options, Silent())
+    assert [row.method for row in stage.rows] == [
+        "random policy",
+        "demonstrations (expert)",
+        "PPO from scratch, 512 steps",
+    ]
+    with pytest.raises(RunDirError):
+        evaluate(run, run.path / "nowhere", options, Silent())
+
+
+def test_a_stage_by_hand_is_the_stage_of_run_all(done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path) -> None:
+    run, _ = done
+    options = Options("cpu", data_dir)
+    other = RunDir.create(tmp_path / "by-hand", run.config, "paper")
+    train_idm(other, "maze", 0, options, Silent())
+    train_policy(other, other.path, options, Silent())
+    for stage in ("idm", "policy"):
+        by_hand, in_run_all = (r.seed_dir("maze", 0).stage(stage).done() for r in (other, run))
+        assert by_hand is not None
+        assert in_run_all is not None
+        assert by_hand["results"] == in_run_all["results"]
+
+
+def test_a_stage_whose_settings_changed_runs_again_and_so_do_those_that_use_it(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    options = Options("cpu", data_dir)
+    run = RunDir.create(tmp_path / "run", tiny(), "paper")
+    train_idm(run, "maze", 0, options, Silent())
+    train_policy(run, run.path, options, Silent())
+    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper")
+    assert not train_idm(changed, "maze", 0, options, Silent())[0].skipped
+    assert not train_policy(changed, run.path, options, Silent())[0].skipped
+    stages = {folder.name for folder in (run.path / "maze" / "seed-0").iterdir() if folder.is_dir()}
+    assert stages == {"idm", "idm.old-1", "policy", "policy.old-1"}
+    unrelated = RunDir.create(run.path, tiny("stage1.lr=1e-3", "online.steps=99", "checkpoint_seconds=1"), "paper")
+    assert train_idm(unrelated, "maze", 0, options, Silent())[0].skipped
+    assert train_policy(unrelated, run.path, options, Silent())[0].skipped
+
+
+def test_a_stage_without_the_one_before_it_names_the_command(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny(), "paper")
+    run.seed_dir("maze", 0).path.mkdir(parents=True)
+    with pytest.raises(MissingInputError, match="lapo train-idm maze"):
+        train_policy(run, run.path, Options("cpu", data_dir), Silent())
+    with pytest.raises(MissingInputError, match="lapo train-idm maze"):
+        finetune_online(run, run.path, "latent", Options("cpu", data_dir), Silent())

@@ -1,0 +1,98 @@
+"""Real processes, killed for real: what is resumed ends where an unbroken run ends, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_config import TINY
+
+from lapo_cli.core.config import Config
+from lapo_cli.core.pipeline import Options, train_idm
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.stages.metrics import read_metrics
+
+_LONG = ("stage1.steps=600", "stage1.eval_every=150", "stage2.steps=900", "stage2.eval_every=225")
+
+
+def _start(data_dir: Path, *words: str | Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "lapo_cli", *map(str, words), "--device", "cpu", "--quiet"]
+    environment = {**os.environ, "LAPO_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _finish(process: "subprocess.Popen[bytes]") -> None:
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+
+
+def _kill_after_a_checkpoint(process: "subprocess.Popen[bytes]", stage: Path) -> None:
+    before = (stage / "state.pt").stat().st_mtime_ns if (stage / "state.pt").exists() else 0
+    while not (stage / "state.pt").exists() or (stage / "state.pt").stat().st_mtime_ns == before:
+        assert process.poll() is None, "it ended without a checkpoint"
+        time.sleep(0.01)
+    time.sleep(0.1)  # into the updates after the checkpoint, which are lost
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (stage / "done.json").exists()
+
+
+def _same_outcome(killed: Path, unbroken: Path) -> None:
+    weights = [safetensors.torch.load_file(folder / "model.safetensors") for folder in (killed, unbroken)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    results = [json.loads((folder / "done.json").read_text())["results"] for folder in (killed, unbroken)]
+    assert results[0] == results[1]
+    steps = [line["step"] for line in read_metrics(killed)]
+    assert steps == sorted(steps)
+    assert not (killed / "state.pt").exists()
+
+
+@pytest.mark.parametrize("stage", ["idm", "policy"])
+def test_a_run_killed_twice_ends_with_the_weights_of_an_unbroken_one(
+    stage: str, tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    def start(name: str) -> "subprocess.Popen[bytes]":
+        run = tmp_path / name
+        words: list[str | Path] = ["train-idm", "maze", "--run-dir", run] if stage == "idm" else ["train-policy", run]
+        pace = "checkpoint_seconds=0.2" if name == "killed" else "checkpoint_seconds=600"
+        for word in (*TINY, *_LONG, pace):
+            words += ["--set", word]
+        return _start(data_dir, *words)
+
+    if stage == "policy":
+        options = Options("cpu", data_dir)
+        for name in ("killed", "unbroken"):
+            train_idm(RunDir.create(tmp_path / name, tiny(), "paper"), "maze", 0, options, Silent())
+    folders = {name: tmp_path / name / "maze" / "seed-0" / stage for name in ("killed", "unbroken")}
+    unbroken = start("unbroken")
+    _kill_after_a_checkpoint(start("killed"), folders["killed"])
+    _kill_after_a_checkpoint(start("killed"), folders["killed"])
+    _finish(start("killed"))
+    _finish(unbroken)
+    _same_outcome(folders["killed"], folders["unbroken"])
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(tmp_path: Path, data_dir: Path) -> None:
+    words = [word for setting in (*TINY, "stage1.steps=100000") for word in ("--set", setting)]
+    process = _start(data_dir, "train-idm", "maze", "--run-dir", tmp_path / "run", *words)
+    stage = tmp_path / "run" / "maze" / "seed-0" / "idm"
+    while not read_metrics(stage):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors.decode()
+    assert b"Traceback" not in errors
+    state = torch.load(stage / "state.pt", weights_only=True)
+    assert state["step"] >= read_metrics(stage)[-1]["step"] > 0

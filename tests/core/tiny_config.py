@@ -1,0 +1,26 @@
+"""The paper's configuration made so small that every stage takes a second, as ``key=value`` words."""
+
+TINY = (
+    "precision=fp32",
+    "data.max_frames=2048",
+    "model.frame_size=16",
+    "model.idm_scale=1",
+    "model.world_model_base=4",
+    "model.policy_scale=1",
+    "stage1.steps=12",
+    "stage1.batch_size=16",
+    "stage1.eval_every=6",
+    "stage1.probe_pairs=128",
+    "stage2.steps=12",
+    "stage2.batch_size=16",
+    "stage2.eval_every=6",
+    "offline.labels=4,64",
+    "offline.steps=10",
+    "online.steps=512",
+    "online.ppo.num_envs=8",
+    "online.ppo.num_steps=16",
+    "online.ppo.minibatches=2",
+    "online.decoder_from=100",
+    "evaluation.episodes=4",
+    "evaluation.num_envs=4",
+)
