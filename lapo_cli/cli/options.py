@@ -88,12 +88,16 @@ class Overrides:
         return load_config(preset, self.config, self.set_ or [])
 
     def on_run(self, path: Path, *flags: str) -> "RunDir":
-        """The run that ``path`` lies in; ``flags`` are ``KEY=VALUE`` words of the command's own options."""
+        """The run that ``path`` lies in; ``flags`` are ``KEY=VALUE`` words of the command's own options.
+
+        What is overridden stays so for the run, or later stages would not fit what this one makes.
+        """
         from lapo_cli.core.config import override
         from lapo_cli.core.run_dir import RunDir
 
         run = RunDir.open(path)
-        return dataclasses.replace(run, config=override(run.config, [*(self.set_ or []), *flags], self.config))
+        config = override(run.config, [*(self.set_ or []), *flags], self.config)
+        return run if config == run.config else RunDir.create(run.path, config, run.preset, replace=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def run_all(
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
             here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
             return
-        run = RunDir.create(where, config, preset)
+        run = RunDir.create(where, config, preset, replace=execution.fresh)
         summary = pipeline.run_all(run, names, numbers, options, here.progress)
         here.result({"run_dir": run.path, **summary.as_json()}, *summary_parts(summary, plain=here.plain))
         if summary.failures:

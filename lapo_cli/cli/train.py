@@ -35,7 +35,7 @@ def train_idm(
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset)
+        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset, replace=execution.fresh)
         options = execution.options(wandb=logging.wandb)
         _report(here, run, pipeline.train_idm(run, game, seed, options, here.progress))
 

@@ -3,6 +3,7 @@
 A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
 """
 
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from lapo_cli.core.compute import resolve
 from lapo_cli.core.data.download import download
 from lapo_cli.core.data.replay import bundled_logs
 from lapo_cli.core.data.store import SPLITS, open_store, store_path
-from lapo_cli.core.errors import LapoError
+from lapo_cli.core.errors import LapoError, MissingInputError
 from lapo_cli.core.evaluation import measure, pictures
 from lapo_cli.core.evaluation.play import Act, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
@@ -68,7 +69,7 @@ class PlannedStage:
     """A stage that ``run-all`` would come to.
 
     Attributes:
-        state: ``done`` (finished; skipped if nothing it depends on has changed), ``resume`` or ``run``.
+        state: ``done`` (will be skipped), ``resume``, or ``run`` (also where the configuration has changed since).
     """
 
     game: str
@@ -111,6 +112,11 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
     """
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
     only = _stage_of(path, contexts)
+    if all(len(_candidates(ctx, only)) == 1 for ctx in contexts):
+        raise MissingInputError(
+            f"{path} holds no finished policy yet: run 'lapo decode-offline {run.path}' or 'lapo finetune-online "
+            f"{run.path}' first."
+        )
     with run.lock():
         return _summarize(run, contexts, [], path.absolute(), only)
 
@@ -138,12 +144,17 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
     """What :func:`run_all` would do, without doing it."""
     planned = []
+    config = json.loads(run.config.model_dump_json())
     for game in games:
         for seed in seeds:
+            again: set[str] = set()
             for name in STAGES:
                 stage = run.seed_dir(get_game(game).name, seed).stage(name)
-                if options.fresh or not stage.path.exists():
+                asked = stage.asked()
+                changed = any(config[section] != value for section, value in asked.get("config", {}).items())
+                if options.fresh or not asked or changed or again.intersection(asked["inputs"]):
                     state = "run"
+                    again.add(name)
                 else:
                     state = "resume" if stage.done() is None else "done"
                 planned.append(PlannedStage(game, seed, name, state))

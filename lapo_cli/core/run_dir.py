@@ -70,6 +70,24 @@ class StageDir:
             ) from error
         return content
 
+    def asked(self) -> dict[str, Any]:
+        """What ``config.yaml`` says the stage was asked to do; empty while nothing was.
+
+        Raises:
+            CorruptDataError: the file is there and is not what this tool writes.
+        """
+        file = self.path / "config.yaml"
+        if not file.exists():
+            return {}
+        try:
+            content: dict[str, Any] = yaml.safe_load(file.read_text())
+            content["key"], content["config"], content["inputs"]
+        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise CorruptDataError(
+                f"{file} is damaged: run the command with --fresh to start this stage over."
+            ) from error
+        return content
+
     def require_done(self, command: str) -> dict[str, Any]:
         """``done.json`` of an earlier stage.
 
@@ -114,9 +132,8 @@ class StageDir:
     def _marked_key(self) -> str | None:
         """The key in ``config.yaml``, None where it is missing or damaged."""
         try:
-            marker = yaml.safe_load((self.path / "config.yaml").read_text())
-            return str(marker["key"])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+            return self.asked().get("key")
+        except CorruptDataError:
             return None
 
     def _set_aside(self) -> None:
@@ -204,6 +221,11 @@ class SeedDir:
     game: str
     seed: int
 
+    @property
+    def run_path(self) -> Path:
+        """The run directory this lies in."""
+        return self.path.parent.parent
+
     def stage(self, name: str) -> StageDir:
         """The folder of a stage, made or not."""
         return StageDir(self.path / name)
@@ -224,16 +246,24 @@ class RunDir:
     preset: str
 
     @classmethod
-    def create(cls, path: Path, config: Config, preset: str) -> "RunDir":
-        """Make or reopen a run directory and set its configuration.
+    def create(cls, path: Path, config: Config, preset: str, *, replace: bool = False) -> "RunDir":
+        """Make a run directory, or reopen one of the same configuration.
+
+        Args:
+            replace: give an existing run the new configuration; stages that depend on what changed will run again.
 
         Raises:
-            RunDirError: the folder holds something else.
+            RunDirError: the folder holds something else, or a run of another configuration.
         """
         if path.exists() and not (path / "run.yaml").exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
         if (path / "run.yaml").exists():
-            cls.open(path)
+            changed = _changed_keys(cls.open(path).config, config)
+            if changed and not replace:
+                raise RunDirError(
+                    f"{path} is a run of another configuration ({', '.join(changed[:3])} differ): use the same "
+                    "--preset, --config and --set, or another --run-dir, or --fresh to change this one."
+                )
         run = cls(path, config, preset)
         content = {
             "format": FORMAT,
@@ -301,6 +331,20 @@ class RunDir:
         """Hold the whole run against other processes that want the whole run."""
         with _lock(self.path):
             yield
+
+
+def _changed_keys(old: Config, new: Config) -> list[str]:
+    """Dotted keys whose values differ, apart from those that no training depends on."""
+
+    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        return found
+
+    before, after = flat(old.model_dump()), flat(new.model_dump())
+    harmless = ("evaluation.", "checkpoint_seconds")
+    return [key for key in after if before.get(key) != after[key] and not key.startswith(harmless)]
 
 
 @contextmanager

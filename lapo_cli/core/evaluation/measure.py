@@ -63,7 +63,7 @@ def measured_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         seed=seed,
         device=ctx.compute.device,
         progress=ctx.progress,
-        title=f"evaluating {candidate.label}",
+        title=ctx.title(f"evaluating {candidate.label}"),
     )
     content = {
         "key": key,

@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,9 +88,9 @@ class WorldModel(nn.Module):
         skips = [la_dim, *reversed(widths)]
         outs = [*reversed(widths), base]
         self.up = nn.ModuleList(UpBlock(a + b, out) for a, b, out in zip(running, skips, outs, strict=True))
-        self.head = nn.Sequential(
-            nn.Conv2d(base + 6, base, 3, padding=1), ResidualBlock(base, base // 2), nn.ReLU(), nn.Conv2d(base, 3, 1)
-        )
+        self.widen = nn.Conv2d(base + 6, base, 3, padding=1)
+        self.refine = ResidualBlock(base, base // 2)
+        self.narrow = nn.Conv2d(base, 3, 1)
 
     @torch.no_grad()
     def start_from_copying(self) -> None:
@@ -96,14 +98,17 @@ class WorldModel(nn.Module):
 
         Short runs otherwise spend themselves on learning to copy the background. Only the starting point changes.
         """
-        widen, residual, _, narrow = self.head
+        widen, narrow, last = self.widen, self.narrow, self.refine.conv1
+        assert widen.bias is not None
+        assert narrow.bias is not None
+        assert last.bias is not None
         rgb = torch.arange(3)
         latest = widen.in_channels - 3 + rgb
         widen.weight[:3] = 0
         widen.weight[rgb, latest, 1, 1] = 1
         widen.bias[:3] = 0.5  # keeps normalized pixels positive through the relu
-        residual.conv1.weight[:3] = 0
-        residual.conv1.bias[:3] = 0
+        last.weight[:3] = 0
+        last.bias[:3] = 0
         narrow.weight.zero_()
         narrow.weight[rgb, rgb] = 2
         narrow.bias.fill_(-1)
@@ -122,5 +127,5 @@ class WorldModel(nn.Module):
         x = self.bottom(skips[-1])
         for block, skip in zip(self.up, [latent[:, :, None, None], *reversed(skips)], strict=True):
             x = block(x, skip)
-        prediction: Tensor = self.head(torch.cat([x, image], 1)).tanh() / 2
+        prediction: Tensor = self.narrow(self.refine(self.widen(torch.cat([x, image], 1))).relu()).tanh() / 2
         return prediction

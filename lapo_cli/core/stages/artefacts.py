@@ -33,7 +33,9 @@ def idm_fingerprint(ctx: Context) -> str:
     Raises:
         MissingInputError: stage 1 is not finished.
     """
-    return ctx.seed_dir.stage(IDM).output_fingerprint(f"lapo train-idm {ctx.seed_dir.game}")
+    return ctx.seed_dir.stage(IDM).output_fingerprint(
+        f"lapo train-idm {ctx.seed_dir.game} --run-dir {ctx.seed_dir.run_path}"
+    )
 
 
 def policy_fingerprint(ctx: Context) -> str:
@@ -69,7 +71,7 @@ def load_idm(ctx: Context) -> InverseDynamicsModel:
         MissingInputError: stage 1 is not finished.
     """
     stage = ctx.seed_dir.stage(IDM)
-    stage.require_done(f"lapo train-idm {ctx.seed_dir.game}")
+    stage.require_done(f"lapo train-idm {ctx.seed_dir.game} --run-dir {ctx.seed_dir.run_path}")
     idm = build_idm(ctx.config.model)
     stage.load_weights({"idm": idm})
     ctx.compute.place(idm)

@@ -30,3 +30,7 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     fresh: bool = False
     wandb: bool = False
+
+    def title(self, text: str) -> str:
+        """``text`` with game and seed before it, as progress is told."""
+        return f"{self.seed_dir.game}/{self.seed_dir.seed} {text}"

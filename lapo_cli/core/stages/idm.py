@@ -99,6 +99,7 @@ def _train(ctx: Context, stage: StageDir, video: Video, held_out: FrameStore) ->
         "stage 1: inverse dynamics and world model",
         config.steps,
         {"idm": idm, "world_model": world_model, "optimizer": optimizer},
+        show=("losses/world_model", "quantizer/perplexity", "probe/accuracy"),
     )
     sampler = BatchSampler(
         training_windows(video, ctx.config.data.max_frames), config.batch_size, stage_seed(ctx, "windows")

@@ -53,7 +53,7 @@ def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArr
     order = _InOrder(windows)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with (
-        ctx.progress.task("labelling frames with latent actions", len(windows), "frame") as task,
+        ctx.progress.task(ctx.title("labelling frames with latent actions"), len(windows), "frame") as task,
         atomic_path(file) as temporary,
         temporary.open("wb") as out,
     ):

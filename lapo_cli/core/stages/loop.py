@@ -8,6 +8,7 @@ A stage brings its modules and optimizer and one line of a ``for``::
         loop.record({"losses/total": loss})   # tensors; read back in bulk, so a GPU is not waited for
 """
 
+import math
 import signal
 import threading
 import time
@@ -43,9 +44,10 @@ class TrainingLoop:
     Args:
         stage: folder of checkpoints and metrics.
         ctx: whose progress, device and settings.
-        title: shown beside the progress bar.
+        title: shown beside the progress bar, after game and seed.
         total: updates in all.
         state: what the checkpoint holds, by name; already on its device.
+        show: the metrics that matter most, to be shown beside the bar.
         unit: what a person counts, ``scale`` of which make an update.
         read_every: updates between readings of the recorded tensors.
 
@@ -63,11 +65,12 @@ class TrainingLoop:
         total: int,
         state: Mapping[str, Stateful],
         *,
+        show: tuple[str, ...],
         unit: str = "step",
         scale: int = 1,
         read_every: int = 25,
     ) -> None:
-        self._stage, self._ctx, self._title, self.total = stage, ctx, title, total
+        self._stage, self._ctx, self._title, self.total = stage, ctx, ctx.title(title), total
         self._state, self._unit, self._scale, self._read_every = state, unit, scale, read_every
         self.start = 0
         self._checkpointed = 0
@@ -76,7 +79,7 @@ class TrainingLoop:
             self._restore(checkpoint)
         self.metrics = MetricsLog(stage.path, ctx, resume_at=self.start * scale)
         self._pending: list[Mapping[str, Tensor]] = []
-        self._shown: dict[str, float] = {}
+        self._shown: dict[str, float] = dict.fromkeys(show, math.nan)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         for name, item in self._state.items():
@@ -101,7 +104,7 @@ class TrainingLoop:
     def measure(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers measured after update ``step``, and show them beside the bar."""
         self.metrics.write((step + 1) * self._scale, values)
-        self._shown.update(values)
+        self._shown.update({name: value for name, value in values.items() if name in self._shown})
 
     def __iter__(self) -> Iterator[int]:
         done = self.start * self._scale
@@ -116,7 +119,7 @@ class TrainingLoop:
                 due = time.monotonic() - saved > self._ctx.config.checkpoint_seconds
                 if due or interrupted.is_set() or (step + 1) % self._read_every == 0 or step + 1 == self.total:
                     self._read(step)
-                    task.update((step + 1) * self._scale, **self._shown)
+                    task.update((step + 1) * self._scale, **{k: v for k, v in self._shown.items() if v == v})
                 if due or interrupted.is_set() or step + 1 == self.total:
                     self._checkpoint(step + 1)
                     saved = time.monotonic()

@@ -80,7 +80,7 @@ def _decode(ctx: Context, stage: StageDir, train: FrameStore, test: FrameStore) 
     latents, actions = _pairs(ctx, train, order[: counts[-1]])
     test_latents, test_actions = _pairs(ctx, test, test.video().windows()[:_TEST_PAIRS])
     decoders, accuracy = {}, {}
-    with ctx.progress.task("stage 3 offline: decoders", len(counts), "decoder") as task:
+    with ctx.progress.task(ctx.title("stage 3 offline: decoders"), len(counts), "decoder") as task:
         for number, count in enumerate(counts, 1):
             decoder = Decoder(ctx.config.model.la_dim).to(device)
             decoding.fit(decoder, latents[:count], actions[:count], ctx.config.decoder, ctx.config.offline.steps)

@@ -94,6 +94,7 @@ def _finetune(ctx: Context, stage: StageDir, init: Init) -> dict[str, Any]:
         f"stage 3 online ({init})",
         math.ceil(config.steps / per_update),
         state,
+        show=("charts/episodic_return", "losses/entropy", "losses/explained_variance"),
         unit="environment step",
         scale=per_update,
         read_every=1,

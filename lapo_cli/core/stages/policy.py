@@ -54,7 +54,14 @@ def _train(ctx: Context, stage: StageDir, labeller: str, train: Video, held_out:
     policy = Policy(model.policy_scale, model.policy_size, model.la_dim)
     compute.place(policy)
     optimizer = torch.optim.Adam(policy.parameters(), config.lr, fused=True)
-    loop = TrainingLoop(stage, ctx, "stage 2: latent policy", config.steps, {"policy": policy, "optimizer": optimizer})
+    loop = TrainingLoop(
+        stage,
+        ctx,
+        "stage 2: latent policy",
+        config.steps,
+        {"policy": policy, "optimizer": optimizer},
+        show=("losses/imitation", "heldout/unexplained"),
+    )
     sampler = BatchSampler(windows, config.batch_size, stage_seed(ctx, "frames"))
     batches = FrameLoader(train, compute.device).batches(sampler, loop.start, config.steps - loop.start, _PRESENT)
     test_loader = FrameLoader(held_out, compute.device, resident=False)
