@@ -22,7 +22,7 @@ from lapo_cli.core.data.store import SPLITS, open_store, store_path
 from lapo_cli.core.errors import LapoError, MissingInputError
 from lapo_cli.core.evaluation import measure, pictures
 from lapo_cli.core.evaluation.play import Act, uniform
-from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
+from lapo_cli.core.evaluation.summary import Failure, Row, Summary, estimate_row, make_row, with_mean_of_games
 from lapo_cli.core.games import get_game
 from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.rl.agent import OfflineAgent
@@ -305,5 +305,8 @@ def _demonstrations(ctx: Context) -> list[Row]:
         store = open_store(ctx.data_dir, ctx.seed_dir.game, "train")
     except LapoError:
         return []
-    returns = measure.demonstration_returns(store)
-    return [make_row(ctx.seed_dir.game, "demonstrations (expert)", [returns], "recorded, not played")]
+    estimate = measure.demonstrations(store)
+    if estimate is None:
+        return []
+    episodes = store.manifest.num_episodes
+    return [estimate_row(ctx.seed_dir.game, "demonstrations (expert)", estimate, episodes, seeds=1, note="as recorded")]

@@ -12,6 +12,7 @@ from lapo_cli.core.config import EvaluationConfig
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.evaluation.play import Act, play
+from lapo_cli.core.evaluation.statistics import Estimate
 from lapo_cli.core.files import atomic_write_json
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.stages.context import Context
@@ -79,14 +80,18 @@ def measured_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
     return played.returns
 
 
-def demonstration_returns(store: FrameStore) -> NDArray[np.float64]:
-    """Episodic returns (E,) of the demonstrations, from their rewards.
+def demonstrations(store: FrameStore) -> Estimate | None:
+    """Mean return of the recorded episodes that ended, with a normal 95 % interval; None where none did.
 
-    The last episode of each recorded environment is cut by the end of the recording and is counted as it is, because
-    chunks do not say where it ends; there are few of those.
+    The spread is that of all stretches between episode starts. The last one of each recorded environment is cut by
+    the end of the recording; there are few of those, and they widen the interval.
     """
-    starts = np.flatnonzero(store.episode_starts)
-    return np.add.reduceat(store.rewards.astype(np.float64), starts)
+    manifest = store.manifest
+    if manifest.mean_return is None:
+        return None
+    stretches = np.add.reduceat(store.rewards.astype(np.float64), np.flatnonzero(store.episode_starts))
+    half = 1.96 * float(stretches.std()) / manifest.num_episodes**0.5
+    return Estimate(manifest.mean_return, manifest.mean_return - half, manifest.mean_return + half)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lapo_cli
-from lapo_cli.core.evaluation.statistics import mean_return
+from lapo_cli.core.evaluation.statistics import Estimate, mean_return
 from lapo_cli.core.files import atomic_write_json, atomic_write_text
 from lapo_cli.core.games import get_game
 
@@ -94,18 +94,14 @@ class Summary:
 
 def make_row(game: str, method: str, returns: list[NDArray[np.float64]], note: str = "") -> Row:
     """A row from one array of episodic returns (E,) a training seed."""
-    estimate = mean_return(returns)
-    return Row(
-        game=game,
-        method=method,
-        mean=estimate.mean,
-        low=estimate.low,
-        high=estimate.high,
-        episodes=sum(len(array) for array in returns),
-        seeds=len(returns),
-        normalized=get_game(game).normalize(estimate.mean),
-        note=note,
-    )
+    episodes = sum(len(array) for array in returns)
+    return estimate_row(game, method, mean_return(returns), episodes, seeds=len(returns), note=note)
+
+
+def estimate_row(game: str, method: str, estimate: Estimate, episodes: int, *, seeds: int, note: str = "") -> Row:
+    """A row from an estimate made elsewhere."""
+    normalized = get_game(game).normalize(estimate.mean)
+    return Row(game, method, estimate.mean, estimate.low, estimate.high, episodes, seeds, normalized, note)
 
 
 def with_mean_of_games(rows: list[Row]) -> list[Row]:
