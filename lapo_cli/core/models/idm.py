@@ -37,7 +37,8 @@ class InverseDynamicsModel(nn.Module):
         of so faint an input at about unit scale.
         """
         conv = self.trunk.convs[0]
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
         kernel = conv.weight[:, :3] * _DIFFERENCE_GAIN
         half = len(kernel) // 2
         conv.weight.zero_()
