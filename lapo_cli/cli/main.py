@@ -15,7 +15,7 @@ from lapo_cli.cli.train import decode_offline, finetune_online, train_idm, train
 app = typer.Typer(
     name="lapo",
     help="Latent action policies: learn to act from videos without actions (LAPO, ICLR 2024).",
-    epilog="First steps: lapo run-all --games coinrun --preset quick",
+    epilog="First steps: lapo run-all --games maze --preset quick",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

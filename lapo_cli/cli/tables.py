@@ -35,6 +35,7 @@ def summary_parts(summary: "Summary", *, plain: bool) -> Iterator[RenderableType
         for cells in rows:
             table.add_row(*map(Text, cells.values()))
         yield table
+    yield from summary.notes
     for failure in summary.failures:
         yield f"Failed: {failure.game}, seed {failure.seed}: {failure.message}"
     for file in summary.files:

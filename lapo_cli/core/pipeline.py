@@ -293,10 +293,24 @@ def _summarize(run: RunDir, contexts: list[Context], failures: list[Failure], pa
             for one in measured:
                 by_seed.setdefault(one.seed, []).append(make_row(game, label, [one.returns]))
     folder = path if path.is_dir() else path.parent
-    summary = Summary(with_mean_of_games(rows), by_seed, failures, folder)
+    summary = Summary(with_mean_of_games(rows), by_seed, [*_probes(contexts)], failures, folder)
     summary.files.extend(pictures.draw(folder, rows, curves))
     summary.write()
     return summary
+
+
+def _probes(contexts: list[Context]) -> Iterable[str]:
+    """How well the true action can be read off the latent one, and what to compare that with."""
+    for ctx in contexts:
+        done = ctx.seed_dir.stage(IDM).done()
+        if done is not None:
+            found = done["results"]
+            yield (
+                f"{ctx.title('probe')}: reads the true action off the latent action with accuracy "
+                f"{found['probe/accuracy']:.2f} (always guessing the commonest action: "
+                f"{found['probe/commonest_action']:.2f}, an untrained network's latent action: "
+                f"{found['probe/untrained']:.2f})."
+            )
 
 
 def _demonstrations(ctx: Context) -> list[Row]:

@@ -191,7 +191,8 @@ class StageDir:
             for name, module in modules.items()
             for key, value in module.state_dict().items()
         }
-        header = {"lapo_version": lapo_cli.__version__, "about": json.dumps(dict(about), default=str)}
+        # One entry: safetensors writes several in any order, and equal weights should be equal files.
+        header = {"about": json.dumps({"lapo_version": lapo_cli.__version__, **about}, default=str)}
         with atomic_path(self.path / "model.safetensors") as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata=header)
 

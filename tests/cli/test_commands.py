@@ -54,7 +54,7 @@ def _result(skipped: bool = False) -> StageResult:
 def _summary(failures: list[Failure], games: tuple[str, ...] = ("maze",)) -> Summary:
     rows = [Row(game, method, 1.234, 1.0, 1.5, 256, 1, 0.25) for game in games for method in ("random policy", _LONG)]
     rows.append(Row(games[0], "demonstrations (expert)", None, None, None, 0, 1, 0.5, "recorded, not played"))
-    return Summary(rows, {}, failures, Path("runs/quick"), [Path("runs/quick/summary.md")])
+    return Summary(rows, {}, [], failures, Path("runs/quick"), [Path("runs/quick/summary.md")])
 
 
 @pytest.fixture

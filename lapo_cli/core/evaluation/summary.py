@@ -54,6 +54,7 @@ class Summary:
     Attributes:
         rows: games in order, policies in the order of the paper's argument.
         by_seed: the same for each training seed by itself.
+        notes: sentences on how good the latent actions are.
         failures: what could not be finished.
         path: folder of ``summary.json`` and ``summary.md``.
         files: pictures and tables that were written.
@@ -61,6 +62,7 @@ class Summary:
 
     rows: list[Row]
     by_seed: dict[int, list[Row]]
+    notes: list[str]
     failures: list[Failure]
     path: Path
     files: list[Path] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Summary:
             "interval": "95 % percentile bootstrap over training seeds, then episodes",
             "rows": [asdict(row) for row in self.rows],
             "by_seed": {str(seed): [asdict(row) for row in rows] for seed, rows in self.by_seed.items()},
+            "notes": self.notes,
             "failures": [asdict(failure) for failure in self.failures],
             "files": [str(file) for file in self.files],
         }
@@ -81,6 +84,7 @@ class Summary:
         parts = [_table("All training seeds", self.rows)]
         if len(self.by_seed) > 1:
             parts += [_table(f"Training seed {seed}", rows) for seed, rows in sorted(self.by_seed.items())]
+        parts += ["\n".join(f"- {note}" for note in self.notes)] if self.notes else []
         if self.failures:
             parts.append("\n".join(f"- {f.game}, seed {f.seed}: {f.message}" for f in self.failures))
         return "\n\n".join(parts) + "\n"

@@ -2,8 +2,6 @@
 
 from itertools import pairwise
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
