@@ -23,6 +23,10 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which frames stages 1 and 2 see."""
 
+    source: Literal["drive", "demos"] = Field(
+        default="drive",
+        description="Where run-all gets games that are not here yet: the official Google Drive files, or bundled ones.",
+    )
     max_frames: int = Field(2_621_440, ge=1024, description="Most training frames to use: 80 chunks of 32,768.")
 
 

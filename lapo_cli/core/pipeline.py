@@ -17,7 +17,6 @@ import torch
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
 from lapo_cli.core.data.download import download
-from lapo_cli.core.data.replay import bundled_logs
 from lapo_cli.core.data.store import SPLITS, open_store, store_path
 from lapo_cli.core.errors import LapoError, MissingInputError
 from lapo_cli.core.evaluation import measure, pictures
@@ -164,7 +163,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
 def _chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> None:
     """One game and seed from data to measured policies."""
     ctx = _context(run, run.seed_dir(game, seed), options, progress)
-    ensure_data(game, options.data_dir, ctx.config.data.max_frames, progress)
+    ensure_data(ctx)
     for stage in CHAIN.values():
         result = stage(ctx)
         if result.skipped:
@@ -173,18 +172,16 @@ def _chain(run: RunDir, game: str, seed: int, options: Options, progress: Progre
         measure.measured_returns(ctx, candidate)
 
 
-def ensure_data(game: str, data_dir: Path, max_frames: int, progress: Progress) -> None:
-    """Make the frame stores of a game from its bundled demonstrations where there are none.
+def ensure_data(ctx: Context) -> None:
+    """Get the frame stores of a game, from where the configuration says, unless they are here.
 
     Raises:
-        MissingInputError: there are neither stores nor bundled demonstrations.
+        LapoError: they could not be had.
     """
-    here = all(store_path(data_dir, game, split).exists() for split in SPLITS)
-    if not here and game in bundled_logs():
-        progress.log(f"Rendering the bundled demonstrations of {game} into {data_dir}.")
-        download(game, data_dir, source="demos", max_frames=max_frames, progress=progress)
-    for split in SPLITS:
-        open_store(data_dir, game, split)
+    game, data = ctx.seed_dir.game, ctx.config.data
+    if not all(store_path(ctx.data_dir, game, split).exists() for split in SPLITS):
+        ctx.progress.log(f"Getting {game} ({'bundled' if data.source == 'demos' else 'official'}) into {ctx.data_dir}.")
+        download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
 
 
 def _one_by_one(run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress) -> Iterable[Failure]:
@@ -200,9 +197,9 @@ def _side_by_side(
     run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress
 ) -> Iterable[Failure]:
     """Processes of their own, each with a GPU or an equal share of the CPU."""
-    for game in {game for game, _ in chains}:
+    for game, seed in dict(chains).items():
         try:  # Once for all its seeds, which would get in each other's way.
-            ensure_data(game, options.data_dir, run.config.data.max_frames, progress)
+            ensure_data(_context(run, run.seed_dir(game, seed), options, progress))
         except LapoError:
             continue  # Its chains say so.
     jobs = min(options.jobs, len(chains))
