@@ -51,9 +51,9 @@ def _figure(file: Path, games: list[str], panel: Any) -> Path:
     for axes, game in zip(grid.flat, games, strict=False):
         panel(axes, game)
         axes.set_title(game)
-        axes.set_ylabel("episodic return")
+        axes.set_ylabel("mean return")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False, loc="best")
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     for axes in grid.flat[len(games) :]:
         axes.set_visible(False)
     figure.tight_layout()
@@ -88,7 +88,7 @@ def _online(axes: Any, curves: dict[str, list[tuple[list[float], list[float]]]],
         label, color = _CURVES[stage]
         for number, (steps, returns) in enumerate(of_stage):
             axes.plot(steps, returns, color=color, linewidth=1.4, alpha=0.8, label=None if number else label)
-    axes.set_xlabel("environment steps (mean return of the last 100 training episodes; a line a seed)")
+    axes.set_xlabel("environment steps")
     _references(axes, rows, game)
 
 

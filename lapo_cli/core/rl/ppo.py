@@ -30,6 +30,7 @@ class Rollout:
         frames: (T + 1, N, 64, 64, 3) uint8, or None unless they were asked for.
         returns: of the episodes that ended in this rollout, as the game counts them.
         lengths: steps of those episodes.
+        all_ended: whether every environment has ended an episode by now; until then short ones are over-represented.
     """
 
     encoded: tuple[Tensor, ...]
@@ -41,6 +42,7 @@ class Rollout:
     frames: NDArray[np.uint8] | None
     returns: list[float]
     lengths: list[int]
+    all_ended: bool = True
 
 
 class RewardScaler:
@@ -103,6 +105,7 @@ class PPO:
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._scaler = RewardScaler(self._ppo.num_envs, self._ppo.gamma)
         self._episode = np.zeros((2, self._ppo.num_envs))  # return and length so far
+        self._ended = np.zeros(self._ppo.num_envs, np.bool_)
         self.env_steps = 0
 
     def collect(self, *, keep_frames: bool) -> Rollout:
@@ -149,6 +152,7 @@ class PPO:
             frames,
             returns,
             lengths,
+            bool(self._ended.all()),
         )
 
     def _count_episodes(self, rewards: NDArray[np.float32], ended: NDArray[np.bool_]) -> tuple[list[float], list[int]]:
@@ -160,6 +164,7 @@ class PPO:
             returns += self._episode[0, end].tolist()
             lengths += self._episode[1, end].astype(int).tolist()
             self._episode[:, end] = 0
+            self._ended |= end
         return returns, lengths
 
     def update(self, rollout: Rollout) -> dict[str, Tensor]:
@@ -195,6 +200,7 @@ class PPO:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "episode": torch.from_numpy(self._episode),
+            "ended": torch.from_numpy(self._ended),
             "env_steps": self.env_steps,
             "envs": [env.get_state() for env in self._envs],
         }
@@ -205,6 +211,7 @@ class PPO:
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._episode = state["episode"].numpy().copy()
+        self._ended = state["ended"].numpy().copy()
         self.env_steps = state["env_steps"]
         for env, states in zip(self._envs, state["envs"], strict=True):
             env.set_state(states)

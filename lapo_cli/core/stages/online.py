@@ -105,7 +105,7 @@ def _finetune(ctx: Context, stage: StageDir, init: Init) -> dict[str, Any]:
         if labeller is not None:
             labeller.learn(rollout, update + 1, ppo.env_steps)
         episodes.add(rollout.returns)
-        if episodes.recent:
+        if rollout.all_ended:
             lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
             loop.measure(update, {"charts/episodic_return": float(np.mean(episodes.recent)), **lengths})
     ppo.close()
