@@ -2,6 +2,7 @@
 
 TINY = (
     "precision=fp32",
+    "data.source=demos",
     "data.max_frames=2048",
     "model.frame_size=16",
     "model.idm_scale=1",
