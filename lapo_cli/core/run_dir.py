@@ -11,6 +11,7 @@ and only when, what it depends on has changed; a stage folder without it is unfi
 """
 
 import hashlib
+import io
 import json
 import pickle
 import shutil
@@ -30,7 +31,7 @@ from torch import Tensor
 import lapo_cli
 from lapo_cli.core.config import Config, parse_config
 from lapo_cli.core.errors import ConfigError, CorruptDataError, MissingInputError, RunDirError
-from lapo_cli.core.files import atomic_path, atomic_write_json, atomic_write_text
+from lapo_cli.core.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 from lapo_cli.core.games import GAMES
 
 FORMAT = 1
@@ -164,8 +165,10 @@ class StageDir:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write the resume checkpoint atomically; plain types and tensors only."""
-        with atomic_path(self.path / "state.pt") as temporary:
-            torch.save(dict(state), temporary)
+        # Through memory, because PyTorch tells of a full disk as a RuntimeError.
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        atomic_write_bytes(self.path / "state.pt", buffer.getvalue())
 
     def load_state(self) -> dict[str, Any] | None:
         """The resume checkpoint, or None.
@@ -193,8 +196,7 @@ class StageDir:
         }
         # One entry: safetensors writes several in any order, and equal weights should be equal files.
         header = {"about": json.dumps({"lapo_version": lapo_cli.__version__, **about}, default=str)}
-        with atomic_path(self.path / "model.safetensors") as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata=header)
+        atomic_write_bytes(self.path / "model.safetensors", safetensors.torch.save(tensors, metadata=header))
 
     def load_weights(self, modules: Mapping[str, torch.nn.Module]) -> None:
         """Read ``model.safetensors`` into modules of the same names and shapes.

@@ -20,7 +20,14 @@ from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.stages.metrics import read_metrics
 
-_LONG = ("stage1.steps=600", "stage1.eval_every=150", "stage2.steps=900", "stage2.eval_every=225")
+_LONG = (
+    "stage1.steps=300",
+    "stage1.batch_size=4",
+    "stage1.eval_every=100",
+    "stage2.steps=300",
+    "stage2.batch_size=4",
+    "stage2.eval_every=100",
+)
 
 
 def _start(data_dir: Path, *words: str | Path) -> "subprocess.Popen[bytes]":

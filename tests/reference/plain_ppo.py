@@ -46,9 +46,10 @@ class PlainLatentAgent(nn.Module):
         self.size = size
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = plain_normalize(frames, self.size)
-        supervised = self.decoder(self.latent_policy(x))
-        hidden = torch.relu(self.hidden(self.latent_policy.trunk(x)))
+        features = self.latent_policy.trunk(plain_normalize(frames, self.size))
+        latent = self.latent_policy.head(torch.relu(self.latent_policy.hidden(features)))
+        supervised = self.decoder(latent)
+        hidden = torch.relu(self.hidden(features))
         return (self.action(hidden) + supervised) / 2, self.value(hidden)[:, 0]
 
 

@@ -72,11 +72,13 @@ class ProcgenVecEnv:
 
     def get_state(self) -> list[bytes]:
         """The complete state of every environment, N byte strings."""
+        self._env.observe()  # waits for the threads that may still be stepping
         states: list[bytes] = self._env.callmethod("get_state")
         return states
 
     def set_state(self, states: list[bytes]) -> None:
         """Put back what :meth:`get_state` returned; play continues identically from there."""
+        self._env.observe()  # waits for the threads, which a new environment has at work on its first frame
         self._env.callmethod("set_state", states)
 
     def close(self) -> None:

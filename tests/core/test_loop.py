@@ -1,0 +1,226 @@
+"""The training loop: divergence, interruption, full disks, metrics; and the schedules."""
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from lapo_cli.core.config import Ramp
+from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
+from lapo_cli.core.progress import Task
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.stages.context import Context
+from lapo_cli.core.stages.loop import TrainingLoop, learning_rate
+from lapo_cli.core.stages.metrics import MetricsLog, read_metrics
+from lapo_cli.core.stages.online import finetune_online
+
+MakeContext = Callable[..., Context]
+
+
+class _Counter:
+    """State of a training that only counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def _run(ctx: Context, stage: StageDir, total: int, act: Callable[[int], float], counter: _Counter) -> None:
+    loop = TrainingLoop(stage, ctx, "counting", total, {"counter": counter}, show=(), read_every=5)
+    for step in loop:
+        counter.count += 1
+        loop.record({"losses/total": torch.tensor(act(step))})
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> StageDir:
+    (tmp_path / "stage").mkdir()
+    return StageDir(tmp_path / "stage")
+
+
+def test_a_nan_loss_stops_at_its_step_and_keeps_the_checkpoint_before_it(context: MakeContext, stage: StageDir) -> None:
+    # A checkpoint is due after every step; the loss of step 7 (from 0) is NaN.
+    with pytest.raises(TrainingDivergedError, match=r"nan at step 8 of .*counting: .*of step 7 is kept"):
+        _run(context("checkpoint_seconds=0"), stage, 20, lambda step: float("nan") if step == 7 else 1.0, _Counter())
+    state = stage.load_state()
+    assert state is not None
+    assert state["step"] == state["counter"]["count"] == 7
+    assert all(line["losses/total"] == 1.0 for line in read_metrics(stage.path))
+
+
+def test_a_nan_between_two_readings_is_named_by_its_own_step(context: MakeContext, stage: StageDir) -> None:
+    with pytest.raises(TrainingDivergedError, match="became inf at step 3 of"):
+        _run(context(), stage, 20, lambda step: float("inf") if step == 2 else 1.0, _Counter())
+    assert stage.load_state() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [3, 9])  # 9 is the last one
+def test_a_signal_checkpoints_after_the_update_and_interrupts(
+    context: MakeContext, stage: StageDir, number: signal.Signals, at: int
+) -> None:
+    def act(step: int) -> float:
+        if step == at:
+            os.kill(os.getpid(), number)
+        return 1.0
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        _run(context(), stage, 10, act, _Counter())
+    assert signal.getsignal(number) is before
+    state = stage.load_state()
+    assert state is not None
+    assert state["step"] == state["counter"]["count"] == at + 1
+    counter = _Counter()
+    _run(context(), stage, 10, lambda step: 1.0, counter)
+    assert counter.count == 10
+
+
+def test_a_second_signal_interrupts_at_once(context: MakeContext, stage: StageDir) -> None:
+    counter = _Counter()
+
+    def act(step: int) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(context(), stage, 10, act, counter)
+    assert stage.load_state() is None
+
+
+def test_a_full_disk_while_checkpointing_keeps_the_old_checkpoint(context: MakeContext, small_disk: Path) -> None:
+    class Growing(_Counter):
+        def state_dict(self) -> Mapping[str, Any]:
+            return {"count": self.count, "ballast": torch.zeros(50_000 * self.count)}
+
+    stage = StageDir(small_disk)
+    with pytest.raises(DiskFullError, match="is full"):
+        _run(context("checkpoint_seconds=0"), stage, 20, lambda step: 1.0, Growing())
+    state = stage.load_state()
+    assert state is not None
+    assert state["step"] == state["counter"]["count"] >= 1
+    assert not list(small_disk.glob(".*tmp*"))
+
+
+def _fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while out.write(bytes(4096)):
+            pass
+
+
+def _write_until_refused(log: MetricsLog) -> None:
+    for step in range(2, 2000):
+        log.write(step, {"a": 1.0})
+
+
+def test_a_full_disk_while_logging_is_one_sentence(context: MakeContext, small_disk: Path) -> None:
+    log = MetricsLog(small_disk, context(), resume_at=0)
+    log.write(1, {"a": 1.0})
+    _fill(small_disk / "ballast")
+    with pytest.raises(DiskFullError):
+        _write_until_refused(log)
+    (small_disk / "ballast").unlink()
+    assert read_metrics(small_disk)[0]["step"] == 1
+    log.close()
+
+
+def test_lines_after_the_checkpoint_and_a_line_cut_by_a_kill_go(context: MakeContext, tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "seconds": step * 2.0, "a": 1.0}) for step in (5, 10, 15)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n" + lines[0][:9])
+    log = MetricsLog(tmp_path, context(), resume_at=10)
+    log.write(12, {"a": 2.0})
+    log.close()
+    found = read_metrics(tmp_path)
+    assert [line["step"] for line in found] == [5, 10, 12]
+    assert found[-1]["seconds"] >= 20.0  # the time before the kill counts
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no more", b"\x80\x04K\x01."])
+def test_a_damaged_checkpoint_is_told(stage: StageDir, damage: bytes) -> None:
+    (stage.path / "state.pt").write_bytes(damage)
+    with pytest.raises(CorruptDataError, match="--fresh"):
+        stage.load_state()
+
+
+def test_a_truncated_checkpoint_is_told(stage: StageDir) -> None:
+    stage.save_state({"step": 1, "weights": torch.randn(1000)})
+    whole = (stage.path / "state.pt").read_bytes()
+    (stage.path / "state.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptDataError, match="--fresh"):
+        stage.load_state()
+
+
+class _InterruptAt:
+    """Progress that presses Ctrl-C when a task named so comes to a point."""
+
+    def __init__(self, name: str, at: int) -> None:
+        self._name, self._at = name, at
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        progress = self
+
+        class Watched:
+            def update(self, done: int, **metrics: float) -> None:
+                if progress._name in name and done == progress._at:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        yield Watched()
+
+    def log(self, message: str) -> None:
+        pass
+
+
+def test_online_training_goes_on_where_ctrl_c_stopped_it(context: MakeContext, tmp_path: Path) -> None:
+    words = ("online.steps=512", "online.ppo.num_envs=4", "online.ppo.num_steps=32")
+    unbroken = context(*words, game="bigfish")
+    finetune_online(unbroken, "scratch")
+    broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=tmp_path / "broken"))
+    with pytest.raises(KeyboardInterrupt):
+        finetune_online(replace(broken, progress=_InterruptAt("stage 3 online", 256)), "scratch")
+    assert broken.seed_dir.stage("scratch").done() is None
+    finetune_online(broken, "scratch")
+    stages = [ctx.seed_dir.stage("scratch") for ctx in (unbroken, broken)]
+    results = [stage.require_done("")["results"] for stage in stages]
+    assert results[0] == results[1]
+    weights = [safetensors.torch.load_file(stage.path / "model.safetensors") for stage in stages]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    kept = [[(line["step"], line.get("losses/entropy")) for line in read_metrics(stage.path)] for stage in stages]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (5, 0.55), (10, 1.0), (60, 0.6), (110, 0.2)])
+def test_the_learning_rate_warms_up_and_decays_linearly(step: int, rate: float) -> None:
+    assert learning_rate(step, total=110, warmup=10, start=0.1, peak=1.0, end=0.2) == pytest.approx(rate)
+
+
+def test_without_warm_up_the_rate_starts_at_its_peak() -> None:
+    assert learning_rate(0, total=10, warmup=0, start=0.1, peak=1.0, end=0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0), (35_000, 0), (42_500, 1.25e-3), (50_000, 2.5e-3), (2_025_000, 1.25e-3), (4_000_000, 0), (5_000_000, 0)],
+)
+def test_a_ramp_is_zero_then_rises_then_falls(step: int, rate: float) -> None:
+    assert Ramp(start=35_000, peak=50_000, lr=0.0025).at(step, 4_000_000) == pytest.approx(rate, abs=1e-12)
+
+
+def test_a_ramp_without_a_rise_starts_at_its_peak() -> None:
+    assert Ramp(start=0, peak=0, lr=0.5).at(0, 100) == 0.5
