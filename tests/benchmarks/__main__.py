@@ -1,0 +1,40 @@
+"""``python -m tests.benchmarks [--only NAME ...] [--rounds N]``: fast against plain on this machine's CPU.
+
+Takes about six minutes on two idle cores. Every ratio is the median over rounds in which both sides are timed one
+after the other.
+"""
+
+import argparse
+
+from lapo_cli.core.compute import resolve
+from tests.benchmarks import storage, training
+from tests.benchmarks.timing import Line
+
+PIECES = {
+    "stage1": training.stage1,
+    "stage2": training.stage2,
+    "stage3": training.stage3,
+    "memory": storage.memory,
+    "stores": storage.stores,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(PIECES), default=list(PIECES), help="default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each side (5)")
+    arguments = parser.parse_args()
+    print(training.describe(resolve("cpu")), flush=True)
+    lines = [Line("", "plain", "fast", "ratio or value", "to reach")]
+    for name in arguments.only:
+        print(f"timing {name} ...", flush=True)
+        lines += PIECES[name](arguments.rounds)
+    cells = [(line.name, line.plain, line.fast, line.result, line.target) for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print()
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    main()
