@@ -63,7 +63,23 @@ class ModelConfig(_Section):
         return self.codebooks * self.positions * self.code_dim
 
 
-class Stage1Config(_Section):
+class _Scheduled(_Section):
+    """A training whose learning rate warms up linearly and then decays linearly."""
+
+    steps: int
+    lr: float
+    lr_start: float
+    lr_end: float
+    warmup: int
+
+    def learning_rate(self, step: int) -> float:
+        """From ``lr_start`` to ``lr`` over ``warmup`` steps, then to ``lr_end`` at ``steps``."""
+        if step < self.warmup:
+            return self.lr_start + (self.lr - self.lr_start) * step / self.warmup
+        return self.lr + (self.lr_end - self.lr) * (step - self.warmup) / max(1, self.steps - self.warmup)
+
+
+class Stage1Config(_Scheduled):
     """Inverse dynamics model and world model, trained jointly (paper, section 4.1)."""
 
     steps: int = Field(50_000, ge=1, description="Training steps.")
@@ -81,7 +97,7 @@ class Stage1Config(_Section):
     probe_epochs: int = Field(3, ge=1, description="Epochs of the probe's training.")
 
 
-class Stage2Config(_Section):
+class Stage2Config(_Scheduled):
     """Latent behaviour cloning (paper, section 4.2)."""
 
     steps: int = Field(60_000, ge=1, description="Training steps.")

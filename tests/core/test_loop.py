@@ -14,12 +14,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from lapo_cli.core.config import Ramp
+from lapo_cli.core.config import Ramp, Stage1Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.loop import TrainingLoop, learning_rate
+from lapo_cli.core.stages.loop import TrainingLoop
 from lapo_cli.core.stages.metrics import MetricsLog, read_metrics
 from lapo_cli.core.stages.online import finetune_online
 
@@ -205,13 +205,14 @@ def test_online_training_goes_on_where_ctrl_c_stopped_it(context: MakeContext, t
     assert kept[0] == kept[1]
 
 
-@pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (5, 0.55), (10, 1.0), (60, 0.6), (110, 0.2)])
+@pytest.mark.parametrize(("step", "rate"), [(0, 0.1), (5, 0.5), (10, 0.9), (60, 0.55), (110, 0.2)])
 def test_the_learning_rate_warms_up_and_decays_linearly(step: int, rate: float) -> None:
-    assert learning_rate(step, total=110, warmup=10, start=0.1, peak=1.0, end=0.2) == pytest.approx(rate)
+    schedule = Stage1Config(steps=110, warmup=10, lr_start=0.1, lr=0.9, lr_end=0.2)
+    assert schedule.learning_rate(step) == pytest.approx(rate)
 
 
 def test_without_warm_up_the_rate_starts_at_its_peak() -> None:
-    assert learning_rate(0, total=10, warmup=0, start=0.1, peak=1.0, end=0.0) == 1.0
+    assert Stage1Config(steps=10, warmup=0, lr_start=0.1, lr=0.9, lr_end=0.0).learning_rate(0) == 0.9
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.stages.artefacts import IDM, about, build_idm, training_windows
 from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.loop import TrainingLoop, learning_rate, set_learning_rate
+from lapo_cli.core.stages.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
 
 _HELD_OUT_WINDOWS = 4096
@@ -107,15 +107,7 @@ def _train(ctx: Context, stage: StageDir, video: Video, held_out: FrameStore) ->
     batches = FrameLoader(video, compute.device).batches(sampler, loop.start, config.steps - loop.start)
     measured: dict[str, float] = {}
     for step in loop:
-        rate = learning_rate(
-            step,
-            total=config.steps,
-            warmup=config.warmup,
-            start=config.lr_start,
-            peak=config.lr,
-            end=config.lr_end,
-        )
-        set_learning_rate(optimizer, rate)
+        set_learning_rate(optimizer, config.learning_rate(step))
         frames = normalize(next(batches), model.frame_size)
         loss, metrics = joint_loss(idm, world_model, frames, compute, config.change_weight)
         optimizer.zero_grad()

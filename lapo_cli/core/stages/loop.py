@@ -168,13 +168,6 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def learning_rate(step: int, *, total: int, warmup: int, start: float, peak: float, end: float) -> float:
-    """Linear warm-up from ``start`` to ``peak`` over ``warmup`` steps, then linear decay to ``end`` at ``total``."""
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    return peak + (end - peak) * (step - warmup) / max(1, total - warmup)
-
-
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter group the same rate."""
     for group in optimizer.param_groups:

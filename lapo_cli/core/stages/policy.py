@@ -16,7 +16,7 @@ from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.stages.artefacts import POLICY, about, idm_fingerprint, load_idm, training_windows
 from lapo_cli.core.stages.context import Context
 from lapo_cli.core.stages.labels import latent_labels
-from lapo_cli.core.stages.loop import TrainingLoop, learning_rate, set_learning_rate
+from lapo_cli.core.stages.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
 
 _PRESENT = (0,)
@@ -89,15 +89,7 @@ def _train(ctx: Context, stage: StageDir, labeller: str, train: Video, held_out:
 
     measured: dict[str, float] = {}
     for step in loop:
-        rate = learning_rate(
-            step,
-            total=config.steps,
-            warmup=config.warmup,
-            start=config.lr_start,
-            peak=config.lr,
-            end=config.lr_end,
-        )
-        set_learning_rate(optimizer, rate)
+        set_learning_rate(optimizer, config.learning_rate(step))
         frames = next(batches)
         z = labels[np.searchsorted(windows, sampler.indices(step))]
         loss = imitation_loss(frames, z)
