@@ -120,7 +120,7 @@ def test_commands_on_a_run_use_its_configuration(
     assert found[key]["value"] == value
     changed = {k for k, about in found.items() if about["value"] != describe(run.config)[k]["value"]}
     assert changed == {"stage2.steps", "stage2.lr", key}
-    assert RunDir.open(run.path).config == run.config
+    assert RunDir.open(run.path).config == opened.config
 
 
 def test_finetune_online_passes_where_to_start(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
