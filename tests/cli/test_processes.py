@@ -67,7 +67,15 @@ def _read(descriptor: int) -> bytes:
 def test_ctrl_c_ends_with_130(environment: dict[str, str]) -> None:
     pytest.importorskip("procgen")
     command = [*_LAPO, "download", "all", "--source", "demos"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with Ctrl-C ignored, and the tests may be part of one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     assert "nothing to fetch" in process.stderr.readline()
     process.send_signal(signal.SIGINT)

@@ -36,15 +36,15 @@ def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, 
     for game in _GAMES:
         for stage in STAGES:
             assert run.seed_dir(game, 0).stage(stage).done() is not None, (game, stage)
-        assert _methods(summary, game) == [
-            "random policy",
-            "demonstrations (expert)",
-            "LAPO decoded offline, 4 labelled frames",
-            "LAPO decoded offline, 64 labelled frames",
-            "LAPO fine-tuned online, 512 steps",
-            "PPO from scratch, 512 steps",
-        ]
-    assert _methods(summary, ALL_GAMES) == _methods(summary, "maze")
+    played = [
+        "LAPO decoded offline, 4 labelled frames",
+        "LAPO decoded offline, 64 labelled frames",
+        "LAPO fine-tuned online, 512 steps",
+        "PPO from scratch, 512 steps",
+    ]
+    assert _methods(summary, "maze") == ["random policy", "demonstrations (expert)", *played]
+    # In so few frames of fruitbot no episode ends, so there is nothing to say of its demonstrations.
+    assert _methods(summary, "fruitbot") == _methods(summary, ALL_GAMES) == ["random policy", *played]
     for row in summary.rows:
         if row.low is not None and row.mean is not None and row.high is not None:
             assert row.low <= row.mean <= row.high

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,11 @@ _LONG = (
 def _start(data_dir: Path, *words: str | Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "lapo_cli", *map(str, words), "--device", "cpu", "--quiet"]
     environment = {**os.environ, "LAPO_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # A shell starts background jobs with Ctrl-C ignored, and the tests may be part of one.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heed
+    )
 
 
 def _finish(process: "subprocess.Popen[bytes]") -> None:
