@@ -64,7 +64,7 @@ def test_windows_are_all_those_within_an_episode(starts: list[bool]) -> None:
 
 
 def test_a_missing_store_names_the_command_that_gets_it(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="`lapo download heist`"):
+    with pytest.raises(MissingInputError, match="'lapo download heist'"):
         open_store(tmp_path, "heist", "train")
 
 
