@@ -8,7 +8,8 @@ The documents do not say which side of an episode's end ``done`` marks. In the r
 frame of the new episode; were it the last of the old one, the break would lie one frame later. Both are stored as
 breaks, which costs one window an episode. Chunks do not continue one another, so every chunk starts with a break.
 
-Frames are streamed from the archive into the store a few megabytes at a time: a chunk is never in memory whole.
+Frames are streamed from the archive into the store a few megabytes at a time, two chunks side by side because
+inflating takes longer than writing: a chunk is never in memory whole.
 """
 
 import itertools
@@ -17,8 +18,10 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -34,6 +37,7 @@ from lapo_cli.core.games import NUM_ACTIONS
 from lapo_cli.core.progress import Progress, Silent
 
 _PIECE_FRAMES = 1024
+_READERS = 2
 _npy: Any = np.lib.format  # Public and documented, but without type hints.
 _CHUNK_NAME = re.compile(r"(0|[1-9]\d*)\.npz")
 # All that zipfile and numpy raise on damaged bytes.
@@ -157,14 +161,24 @@ def import_chunks(
     returns: list[float] = []
     left = max_frames
     with StoreWriter(store_path(data_dir, game, split), game, split) as writer:
-        with (progress or Silent()).task(f"Storing {game} {split}", len(chunks), "chunks") as task:
-            for count, chunk in enumerate(chunks, start=1):
+        with (
+            (progress or Silent()).task(f"Storing {game} {split}", len(chunks), "chunks") as task,
+            ThreadPoolExecutor(_READERS) as readers,
+        ):
+            underway: deque[Future[None]] = deque()
+            for number, chunk in enumerate(chunks):
                 if left == 0:
                     break
-                taken, chunk_returns = _store_chunk(chunk, writer, left)
+                if len(underway) == _READERS:
+                    underway.popleft().result()
+                    task.update(number + 1 - _READERS)
+                reading, taken, chunk_returns = _start_chunk(chunk, writer, left, readers)
+                underway.append(reading)
                 returns += chunk_returns
                 left = None if left is None else left - taken
-                task.update(count)
+            for reading in underway:
+                reading.result()
+            task.update(len(chunks))
         return writer.finish(
             source=description or chunks_source(str(source.absolute()), max_frames),
             made_by="chunks",
@@ -179,28 +193,42 @@ def chunks_source(name: str, max_frames: int | None) -> str:
     return f"npz chunks of {name}{cut}"
 
 
-def _store_chunk(chunk: Chunk, writer: StoreWriter, limit: int | None) -> tuple[int, list[float]]:
-    """Append a chunk's first ``limit`` frames; their number and the returns of the whole episodes in them."""
-    with chunk.open(writer.scratch) as npz:
+def _start_chunk(
+    chunk: Chunk, writer: StoreWriter, limit: int | None, readers: ThreadPoolExecutor
+) -> tuple[Future[None], int, list[float]]:
+    """Append a chunk's first ``limit`` frames: rows and columns now, the frames themselves by one of the readers.
+
+    Returns:
+        the reading under way, the number of frames, and the returns of the whole episodes in them.
+    """
+    with ExitStack() as stack:
+        npz = stack.enter_context(chunk.open(writer.scratch))
         stream, num_frames = _open_obs(chunk, npz)
+        stack.enter_context(stream)
         actions = _column(chunk, npz, "ta", num_frames)
         done = _column(chunk, npz, "done", num_frames)
         rewards = _column(chunk, npz, "rewards", num_frames)
         _check_columns(chunk, actions, done, rewards)
         taken = num_frames if limit is None else min(num_frames, limit)
         base = writer.reserve(taken)
-        piece = np.empty((min(_PIECE_FRAMES, taken), *FRAME_SHAPE), np.uint8)
-        with stream:
-            for start in range(0, taken, _PIECE_FRAMES):
-                part = piece[: taken - start]
-                _read_fully(stream, part)
-                writer.put_frames(base + start, part)
-    starts = done.copy()
-    starts[1:] |= done[:-1]
-    starts[0] = True
-    writer.put_columns(base, actions[:taken], rewards[:taken], starts[:taken])
+        starts = done.copy()
+        starts[1:] |= done[:-1]
+        starts[0] = True
+        writer.put_columns(base, actions[:taken], rewards[:taken], starts[:taken])
+        # The reader closes what is open from here on.
+        reading = readers.submit(_store_frames, stack.pop_all(), stream, writer, base, taken)
     bounds = np.flatnonzero(done[:taken])
-    return taken, [float(rewards[start:end].sum()) for start, end in itertools.pairwise(bounds)]
+    return reading, taken, [float(rewards[start:end].sum()) for start, end in itertools.pairwise(bounds)]
+
+
+def _store_frames(opened: ExitStack, stream: IO[bytes], writer: StoreWriter, base: int, count: int) -> None:
+    """Bring ``count`` frames from the stream into the rows from ``base`` on, and close what is ``opened``."""
+    with opened:
+        piece = np.empty((min(_PIECE_FRAMES, count), *FRAME_SHAPE), np.uint8)
+        for start in range(0, count, _PIECE_FRAMES):
+            part = piece[: count - start]
+            _read_fully(stream, part)
+            writer.put_frames(base + start, part)
 
 
 def _open_obs(chunk: Chunk, npz: zipfile.ZipFile) -> tuple[IO[bytes], int]:

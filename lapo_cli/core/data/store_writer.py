@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ class StoreWriter:
         self._split = split
         self._num_frames = 0
         self._frames_put = 0
+        self._counting = threading.Lock()
         self._columns_put = 0
         self._columns: dict[str, NDArray[Any]] = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
 
@@ -111,6 +113,8 @@ class StoreWriter:
     def put_frames(self, at: int, frames: NDArray[np.uint8]) -> None:
         """Write (K, 64, 64, 3) uint8 frames to rows ``at`` to ``at + K``, which must be reserved.
 
+        Several threads may do so at once.
+
         Raises:
             ValueError: wrong shape or type, or rows that are not reserved.
         """
@@ -122,7 +126,8 @@ class StoreWriter:
             while rest:
                 written = os.pwrite(self._file, rest, offset)
                 rest, offset = rest[written:], offset + written
-        self._frames_put += len(frames)
+        with self._counting:
+            self._frames_put += len(frames)
 
     def put_columns(
         self,
