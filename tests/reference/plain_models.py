@@ -99,9 +99,9 @@ class PlainWorldModel(nn.Module):
         for level in reversed(range(levels)):
             up.append(PlainUp(2 * outs[level], outs[max(level - 1, 0)]))
         self.up = nn.ModuleList(up)
-        self.head = nn.Sequential(
-            nn.Conv2d(b + 6, b, 3, padding=1), PlainResidual(b, b // 2), nn.ReLU(), nn.Conv2d(b, 3, 1)
-        )
+        self.widen = nn.Conv2d(b + 6, b, 3, padding=1)
+        self.refine = PlainResidual(b, b // 2)
+        self.narrow = nn.Conv2d(b, 3, 1)
 
     def forward(self, image: Tensor, latent: Tensor) -> Tensor:
         """image (B, 6, H, W), latent (B, la_dim)."""
@@ -115,7 +115,8 @@ class PlainWorldModel(nn.Module):
         x = self.up[0](torch.cat([x, latent[:, :, None, None]], 1))
         for block, skip in zip(self.up[1:], reversed(down), strict=True):
             x = block(torch.cat([x, skip], 1))
-        return torch.tanh(self.head(torch.cat([x, image], 1))) / 2
+        x = torch.relu(self.refine(self.widen(torch.cat([x, image], 1))))
+        return torch.tanh(self.narrow(x)) / 2
 
 
 class PlainQuantizer:

@@ -34,7 +34,7 @@ def _frames(*shape: int) -> Tensor:
     return torch.randint(0, 256, (*shape, 64, 64, 3), dtype=torch.uint8)
 
 
-def _same_gradients(fast: nn.Module, plain: nn.Module, tolerance: float = 1e-2) -> None:
+def _same_gradients(fast: nn.Module, plain: nn.Module, tolerance: float = 5e-2) -> None:
     """In float32 rounding alone moves a maximum or a relu's kink here and there, and their gradients with them."""
     names = dict(plain.named_parameters())
     # A bias before a batch norm has gradient 0, of which only rounding is seen.
