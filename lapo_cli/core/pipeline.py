@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -223,6 +223,10 @@ def _side_by_side(
             except LapoError as error:
                 progress.log(f"{game}, seed {seed} stopped: {error}")
                 yield Failure(game, seed, str(error))
+            except BrokenExecutor:  # One process killed from outside takes the pool with it.
+                killed = "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
+                progress.log(f"{game}, seed {seed} stopped: {killed}")
+                yield Failure(game, seed, killed)
             task.update(done)
 
 

@@ -1,6 +1,11 @@
 """run-all on real frames and real Procgen, at the smallest size that has every part."""
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,3 +153,32 @@ def test_a_stage_without_the_one_before_it_names_the_command(
         train_policy(run, run.path, Options("cpu", data_dir), Silent())
     with pytest.raises(MissingInputError, match="lapo train-idm maze"):
         finetune_online(run, run.path, "latent", Options("cpu", data_dir), Silent())
+
+
+def test_a_killed_process_is_reported_and_the_rest_resumes(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny("stage1.steps=100000"), "paper")
+    spawned: list[int] = []
+    start = multiprocessing.process.BaseProcess.start
+
+    def start_and_note(process: multiprocessing.process.BaseProcess) -> None:
+        start(process)
+        spawned.append(process.pid or 0)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_and_note)
+    killer = threading.Thread(target=_kill_at_work, args=(run.path / "maze/seed-0/idm/metrics.jsonl", spawned))
+    killer.start()
+    summary = run_all(run, ["maze"], [0, 1], Options("cpu", data_dir, jobs=2), Silent())
+    killer.join()
+    assert [(failure.game, failure.seed) for failure in summary.failures] == [("maze", 0), ("maze", 1)]
+    assert all("--jobs" in failure.message for failure in summary.failures)
+    assert {p.state for p in plan(run, ["maze"], [0], Options("cpu", data_dir))} == {"resume", "run"}
+
+
+def _kill_at_work(sign: Path, spawned: list[int]) -> None:
+    """Kill every spawned process once the file that shows one at work is there."""
+    while not sign.exists():
+        time.sleep(0.05)
+    for process in spawned:
+        os.kill(process, signal.SIGKILL)
