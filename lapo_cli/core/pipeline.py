@@ -6,17 +6,21 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 import json
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
 from lapo_cli.core.data.download import download
+from lapo_cli.core.data.replay import bundled_logs, log_source
 from lapo_cli.core.data.store import SPLITS, open_store, store_path
 from lapo_cli.core.errors import LapoError, MissingInputError
 from lapo_cli.core.evaluation import measure, pictures
@@ -132,7 +136,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     resolve(options.device, run.config.precision)
     with run.lock():
         work = _side_by_side if options.jobs > 1 else _one_by_one
-        failures = list(work(run, chains, options, progress))
+        failures = sorted(work(run, chains, options, progress), key=lambda f: chains.index((f.game, f.seed)))
         failed = {(failure.game, failure.seed) for failure in failures}
         # Measured already: the table is made again from what the chains have kept.
         calm = replace(options, fresh=False)
@@ -182,15 +186,35 @@ def ensure_data(ctx: Context) -> None:
     if not all(store_path(ctx.data_dir, game, split).exists() for split in SPLITS):
         ctx.progress.log(f"Getting {game} ({'bundled' if data.source == 'demos' else 'official'}) into {ctx.data_dir}.")
         download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
+    store = open_store(ctx.data_dir, game, "train").manifest
+    bundled = bundled_logs().get(game)
+    if data.source == "drive" and bundled and store.source.startswith(log_source(bundled["train"], None)):
+        raise MissingInputError(
+            f"{ctx.data_dir} holds the bundled demonstrations of {game} but this configuration wants the official "
+            f"ones: get them with 'lapo download {game}', or use what is there with --set data.source=demos."
+        )
+    ctx.progress.log(f"{game}: {store.num_frames:,} training frames from {store.source}.")
+
+
+def _failure(game: str, seed: int, error: Exception, progress: Progress) -> Failure:
+    """Note what stopped one game and seed; whatever it was, the others go on."""
+    if isinstance(error, LapoError):
+        message = str(error)
+    elif isinstance(error, BrokenExecutor):  # One process killed from outside takes the pool with it.
+        message = "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
+    else:
+        what = f"{type(error).__name__}: {error}".rstrip(". ")
+        message = f"{what}. The stage alone, with --debug, shows the traceback."
+    progress.log(f"{game}, seed {seed} stopped: {message}")
+    return Failure(game, seed, message)
 
 
 def _one_by_one(run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress) -> Iterable[Failure]:
     for game, seed in chains:
         try:
             _chain(run, game, seed, options, progress)
-        except LapoError as error:
-            progress.log(f"{game}, seed {seed} stopped: {error}")
-            yield Failure(game, seed, str(error))
+        except Exception as error:
+            yield _failure(game, seed, error, progress)
 
 
 def _side_by_side(
@@ -198,36 +222,40 @@ def _side_by_side(
 ) -> Iterable[Failure]:
     """Processes of their own, each with a GPU or an equal share of the CPU."""
     for game, seed in dict(chains).items():
-        try:  # Once for all its seeds, which would get in each other's way.
+        # Once for all its seeds, which would get in each other's way; if it fails, its chains say so.
+        with suppress(LapoError):
             ensure_data(_context(run, run.seed_dir(game, seed), options, progress))
-        except LapoError:
-            continue  # Its chains say so.
     jobs = min(options.jobs, len(chains))
-    gpus = torch.cuda.device_count() if resolve(options.device).is_cuda else 0
+    gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") and resolve(options.device).is_cuda else 0
+    devices = [f"cuda:{number % gpus}" if gpus else options.device for number in range(jobs)]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     spawn = multiprocessing.get_context("spawn")
+    waiting = deque(chains)
+    working: dict[Future[None], tuple[str, int, str]] = {}
     with (
         progress.task("games and seeds", len(chains), "run") as task,
         ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
     ):
-        futures = {}
-        for number, (game, seed) in enumerate(chains):
-            device = f"cuda:{number % gpus}" if gpus and options.device in ("auto", "cuda") else options.device
-            future = pool.submit(_chain, run, game, seed, replace(options, device=device), Silent())
-            futures[future] = (game, seed)
-        for done, future in enumerate(as_completed(futures), 1):
-            game, seed = futures[future]
-            try:
-                future.result()
-                progress.log(f"{game}, seed {seed} is finished.")
-            except LapoError as error:
-                progress.log(f"{game}, seed {seed} stopped: {error}")
-                yield Failure(game, seed, str(error))
-            except BrokenExecutor:  # One process killed from outside takes the pool with it.
-                killed = "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
-                progress.log(f"{game}, seed {seed} stopped: {killed}")
-                yield Failure(game, seed, killed)
-            task.update(done)
+        while waiting or working:
+            # No more are handed over than can work, or Ctrl-C would start the next ones.
+            while waiting and devices:
+                (game, seed), device = waiting.popleft(), devices.pop(0)
+                try:
+                    future = pool.submit(_chain, run, game, seed, replace(options, device=device), Silent())
+                except BrokenExecutor as error:
+                    devices.append(device)
+                    yield _failure(game, seed, error, progress)
+                else:
+                    working[future] = (game, seed, device)
+            for future in wait(working, return_when=FIRST_COMPLETED).done:
+                game, seed, device = working.pop(future)
+                devices.append(device)
+                try:
+                    future.result()
+                    progress.log(f"{game}, seed {seed} is finished.")
+                except Exception as error:
+                    yield _failure(game, seed, error, progress)
+            task.update(len(chains) - len(waiting) - len(working))
 
 
 def _stage_of(path: Path, contexts: list[Context]) -> str | None:
@@ -239,11 +267,24 @@ def _stage_of(path: Path, contexts: list[Context]) -> str | None:
     return None
 
 
+def _finished(ctx: Context, name: str) -> dict[str, Any] | None:
+    """``done.json`` of a stage that fits the present configuration, inverse dynamics model and latent policy."""
+    stage = ctx.seed_dir.stage(name)
+    asked, done = stage.asked(), stage.done()
+    config = json.loads(ctx.config.model_dump_json())
+    if done is None or any(config[section] != value for section, value in asked["config"].items()):
+        return None
+    for earlier in {IDM, POLICY}.intersection(asked["inputs"]):
+        made = ctx.seed_dir.stage(earlier).done()
+        if made is None or fingerprint(made["outputs"]) != asked["inputs"][earlier]:
+            return None
+    return done
+
+
 def _candidates(ctx: Context, only: str | None) -> list[measure.Candidate]:
     """The policies of a game and seed that are finished, the random one first."""
     found = [measure.Candidate("random", "random policy", "uniform", lambda: uniform)]
-    stage = ctx.seed_dir.stage(OFFLINE)
-    done = stage.done()
+    done = _finished(ctx, OFFLINE)
     if done is not None and only in (None, OFFLINE):
         agents: dict[int, OfflineAgent] = {}
 
@@ -261,7 +302,7 @@ def _candidates(ctx: Context, only: str | None) -> list[measure.Candidate]:
         "scratch": "PPO from scratch",
     }
     for init, label in labels.items():
-        done = ctx.seed_dir.stage(STAGE_OF[init]).done()
+        done = _finished(ctx, STAGE_OF[init])
         if done is not None and only in (None, STAGE_OF[init]):
             steps = done["results"]["env_steps"]
             found.append(

@@ -256,7 +256,8 @@ class RunDir:
             replace: give an existing run the new configuration; stages that depend on what changed will run again.
 
         Raises:
-            RunDirError: the folder holds something else, or a run of another configuration.
+            RunDirError: the folder holds something else, a run of another configuration, or one that another process
+                works on.
         """
         if path.exists() and not (path / "run.yaml").exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
@@ -274,7 +275,10 @@ class RunDir:
             "preset": preset,
             "config": json.loads(config.model_dump_json()),
         }
-        atomic_write_text(path / "run.yaml", yaml.safe_dump(content, sort_keys=False))
+        text = yaml.safe_dump(content, sort_keys=False)
+        if not (path / "run.yaml").exists() or (path / "run.yaml").read_text() != text:
+            with run.lock():
+                atomic_write_text(path / "run.yaml", text)
         return run
 
     @classmethod

@@ -183,6 +183,8 @@ class FrameLoader:
         if self._device.type != "cuda":
             return False
         free, _ = torch.cuda.mem_get_info(self._device)
+        # What PyTorch keeps of freed tensors is free for the next one.
+        free += torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return self._frames.nbytes <= free // 2
 
     def _upload(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,6 @@ def replay(
         log.game,
         envs,
         log.rand_seed,
-        num_threads=min(8, os.cpu_count() or 1),
         distribution_mode=log.distribution_mode,
     )
     name = f"Replaying {log.game}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,14 @@ class ProcgenVecEnv:
         game: name of a Procgen game.
         num_envs: N.
         seed: Procgen's ``rand_seed``; it chooses the sequence of levels.
-        num_threads: C++ threads that step the environments.
+        num_threads: C++ threads that step the environments; by default one a core, at most 8.
 
     Raises:
         ProcgenUnavailableError: Procgen has no wheel for this platform.
     """
 
     def __init__(
-        self, game: str, num_envs: int, seed: int, *, num_threads: int = 2, distribution_mode: str = "easy"
+        self, game: str, num_envs: int, seed: int, *, num_threads: int | None = None, distribution_mode: str = "easy"
     ) -> None:
         make = _import_procgen()
         self.num_envs = num_envs
@@ -53,7 +54,7 @@ class ProcgenVecEnv:
             num_levels=0,
             start_level=0,
             distribution_mode=distribution_mode,
-            num_threads=num_threads,
+            num_threads=min(8, os.cpu_count() or 1) if num_threads is None else num_threads,
         )
 
     def observe(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:

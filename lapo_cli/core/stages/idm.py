@@ -133,7 +133,7 @@ class _HeldOut:
         pairs = windows[: 2 * ctx.config.stage1.probe_pairs]
         self._pairs = pairs[: len(pairs) // 2 * 2]
         self._actions = store.actions[self._pairs]
-        self._loader = FrameLoader(store.video(), ctx.compute.device, resident=False)
+        self._loader = FrameLoader(store.video(), ctx.compute.device)
 
     def _frames(self, windows: NDArray[np.int64]) -> Tensor:
         return normalize(self._loader.gather(windows), self._ctx.config.model.frame_size)

@@ -1,5 +1,6 @@
 """Latent labels of a data set: what the frozen IDM says of every window, computed once and kept on disk."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.stages.context import Context
 
 _CHUNK = 512
-_KEPT = 3
+_KEPT = 16
 
 
 def latent_labels(
@@ -80,6 +81,10 @@ class _InOrder:
 
 
 def _drop_old(folder: Path) -> None:
-    files = sorted(folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)
-    for file in files[:-_KEPT]:
+    """Keep the newest few; other processes may be writing here (under names with a dot) and dropping too."""
+    ages = []
+    for file in folder.glob("[!.]*.npy"):
+        with suppress(FileNotFoundError):
+            ages.append((file.stat().st_mtime, file))
+    for _, file in sorted(ages)[:-_KEPT]:
         file.unlink(missing_ok=True)

@@ -140,7 +140,8 @@ class TrainingLoop:
                 raise TrainingDivergedError(
                     f"{name} became {values[at].item()} at {self._unit} {(first + at + 1) * self._scale} "
                     f"of {self._title}: the checkpoint of {self._unit} {self._checkpointed * self._scale} is kept in "
-                    f"{self._stage.path}; lower the learning rate with --set, or use --set precision=fp32."
+                    f"{self._stage.path}; start the stage over with --fresh and, by --set, a lower learning rate or "
+                    "precision=fp32."
                 )
             means[name] = values.mean().item()
         self._pending.clear()
