@@ -71,6 +71,10 @@ class ProcgenVecEnv:
         """Give every environment its action: (N,) integers in [0, 15)."""
         self._env.act(actions.astype(np.int32))
 
+    def level_seeds(self) -> NDArray[np.int64]:
+        """The level every environment plays, (N,); Procgen makes the level from this number."""
+        return np.array([info["level_seed"] for info in self._env.get_info()], np.int64)
+
     def get_state(self) -> list[bytes]:
         """The complete state of every environment, N byte strings."""
         self._env.observe()  # waits for the threads that may still be stepping

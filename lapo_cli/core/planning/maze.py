@@ -1,0 +1,26 @@
+"""Maze: walks the shortest way to the cheese, a cell a step."""
+
+import numpy as np
+
+from lapo_cli.core.planning.grids import NOOP, STEPS, cell_of, distances, move_action
+from lapo_cli.core.planning.planner import Bot
+from lapo_cli.core.planning.state import WALL, GameState
+
+_CHEESE = 2
+
+
+def make_bot(state: GameState, rng: np.random.Generator) -> Bot:
+    """A bot for one level."""
+    return _Walker()
+
+
+class _Walker:
+    def act(self, state: GameState) -> int:
+        ((row, column),) = np.argwhere(state.grid == _CHEESE)
+        away = distances(state.grid != WALL, [(int(column), int(row))])
+        x, y = cell_of(state.player)
+        height, width = away.shape
+        for dx, dy in STEPS:
+            if 0 <= x + dx < width and 0 <= y + dy < height and away[y + dy, x + dx] < away[y, x]:
+                return move_action(dx, dy)
+        return NOOP
