@@ -12,16 +12,18 @@ _ROOT = Path(lapo_cli.__file__).parent
 _MODULES = sorted(_ROOT.rglob("*.py"))
 _MOST_LINES = 500
 
-_STAGES = ("idm", "policy", "offline", "online")
+_STAGES = ("idm", "policy", "offline", "online", "expert")
 
 # Lowest layer first. A module imports from its own layer and from lower ones; a stage imports no other stage.
 _LAYERS = (
     tuple(f"core.{name}" for name in ("games", "config", "run_dir", "progress", "errors", "files", "compute")),
     ("core.models",),
     ("core.rl",),
+    ("core.planning",),
     ("core.data",),
     ("core.stages",),  # What the stages share: all in that folder that is no stage itself.
     ("core.evaluation",),
+    ("core.recording",),
     tuple(f"core.stages.{stage}" for stage in _STAGES),
     ("core.pipeline",),
     ("cli",),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lapo_cli.cli.options import DataDir, Output
-from lapo_cli.cli.tables import games_table, stores_table
+from lapo_cli.cli.tables import demos_table, games_table, stores_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.errors import DiskFullError, LapoError, UsageError
 from lapo_cli.core.files import human_bytes
@@ -66,15 +66,13 @@ def download(
         names = [game.name for game in parse_games(games or [])] if games else []
 
         from lapo_cli.core.data import download as core
-        from lapo_cli.core.data.replay_log import bundled_logs
 
         if show_list:
-            rows = core.list_games(data_dir)
-            shown = [row for row in rows if row.game in names or not names]
-            here.result({"data_dir": data_dir, "games": shown}, *games_table(shown, data_dir, plain=here.plain))
+            shown = [row for row in core.list_games(data_dir) if row.game in names or not names]
+            demos = [core.bundled_demos(row.game) for row in shown]
+            tables = [demos_table(demos, plain=here.plain), *games_table(shown, data_dir, plain=here.plain)]
+            here.result({"data_dir": data_dir, "bundled": demos, "games": shown}, *tables)
             return
-        if source == "demos" and "all" in (games or []):
-            names = list(bundled_logs())
         plans = [
             core.plan(name, data_dir, source=source, from_=from_, max_frames=max_frames, fresh=fresh) for name in names
         ]

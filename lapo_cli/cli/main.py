@@ -9,6 +9,7 @@ from lapo_cli.cli.download import download
 from lapo_cli.cli.evaluate import evaluate
 from lapo_cli.cli.info import info
 from lapo_cli.cli.options import grouped
+from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.run_all import run_all
 from lapo_cli.cli.train import decode_offline, finetune_online, train_idm, train_policy
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 _PANELS = {
     "The whole job": (run_all,),
     "Stage by stage": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate),
+    "Demonstrations of your own": (train_expert, record),
     "About this machine": (info,),
 }
 for _panel, _commands in _PANELS.items():

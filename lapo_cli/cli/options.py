@@ -27,6 +27,9 @@ DataDir = Annotated[
         help="Folder of the demonstrations.",
     ),
 ]
+GameName = Annotated[
+    str, typer.Argument(metavar="GAME", help="One of the sixteen games; 'lapo download --list' shows them.")
+]
 PresetName = Annotated[
     str, typer.Option(help="Sizes to start from: 'paper' wants a GPU and hours, 'quick' two CPU cores and minutes.")
 ]
@@ -81,11 +84,11 @@ class Overrides:
         ),
     ] = None
 
-    def on_preset(self, preset: str) -> "Config":
-        """The configuration of a new run."""
+    def on_preset(self, preset: str, *flags: str) -> "Config":
+        """The configuration of a new run; ``flags`` are ``KEY=VALUE`` words of the command's own options."""
         from lapo_cli.core.config import load_config
 
-        return load_config(preset, self.config, self.set_ or [])
+        return load_config(preset, self.config, [*(self.set_ or []), *flags])
 
     def on_run(self, path: Path, *flags: str) -> "RunDir":
         """The run that ``path`` lies in; ``flags`` are ``KEY=VALUE`` words of the command's own options.
@@ -101,20 +104,26 @@ class Overrides:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Execution:
-    """On what a command computes, and whether it starts over."""
+class Acting:
+    """On what a command that needs no demonstrations computes, and whether it starts over."""
 
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where networks run; auto takes a GPU if there is one.")
     ] = "auto"
-    data_dir: DataDir
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming what is there.")] = False
 
     def options(self, *, wandb: bool = False, jobs: int = 1) -> "Options":
         """The same for the core."""
         from lapo_cli.core.pipeline import Options
 
-        return Options(device=self.device, data_dir=self.data_dir, fresh=self.fresh, wandb=wandb, jobs=jobs)
+        return Options(**dataclasses.asdict(self), wandb=wandb, jobs=jobs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution(Acting):
+    """On what a command computes, from which demonstrations, and whether it starts over."""
+
+    data_dir: DataDir
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

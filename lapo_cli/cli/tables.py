@@ -13,10 +13,10 @@ from lapo_cli.cli.render import short, wording
 from lapo_cli.core.files import human_bytes
 
 if TYPE_CHECKING:
-    from lapo_cli.core.data.download import GameRow
+    from lapo_cli.core.data.download import Demos, GameRow
     from lapo_cli.core.data.store import Manifest
     from lapo_cli.core.evaluation.summary import Row, Summary
-    from lapo_cli.core.pipeline import PlannedStage
+    from lapo_cli.core.pipeline import PlannedStage, Recorded
     from lapo_cli.core.stages.stage import StageResult
 
 _NONE = "-"
@@ -87,15 +87,31 @@ def plan_table(planned: "Sequence[PlannedStage]", *, plain: bool) -> Table:
     return table
 
 
+def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
+    """What comes with the package, who played it and how well."""
+    headings = ["game", "bundled frames", "played by", "seed", "mean return", "95 % interval", "episodes", "normalized"]
+    table = _table(headings, plain=plain)
+    for of_game in demos:
+        table.add_row(
+            of_game.game,
+            ", ".join(f"{count:,} {split}" for split, count in of_game.frames.items()),
+            "; ".join(of_game.policies),
+            str(of_game.seed),
+            f"{of_game.mean_return:.2f}",
+            f"{of_game.low:.2f} to {of_game.high:.2f}",
+            f"{of_game.episodes:,}",
+            f"{of_game.normalized:z.2f}",
+        )
+    return table
+
+
 def games_table(rows: "Sequence[GameRow]", data_dir: Path, *, plain: bool) -> Iterator[RenderableType]:
-    """Games, where they can be had, and what is here."""
-    table = _table(["game", "sources", "here", "size", "mean return"], plain=plain)
+    """What is here of every game."""
+    table = _table(["game", "here", "size", "mean return of whole episodes"], plain=plain)
     for row in rows:
-        demos = [f"demos ({row.demo_frames:,} frames)"] if row.demo_frames else []
         splits = list(row.stores.items())
         table.add_row(
             row.game,
-            ", ".join(["drive", *demos]),
             ", ".join(f"{split} {store.num_frames:,} frames" for split, store in splits) or _NONE,
             human_bytes(sum(store.num_bytes for _, store in splits)) if splits else _NONE,
             ", ".join(_mean_return(store) for _, store in splits) or _NONE,
@@ -119,6 +135,24 @@ def stores_table(stores: "Sequence[Manifest]", *, plain: bool) -> Table:
 
 def _mean_return(store: "Manifest") -> str:
     return _NONE if store.mean_return is None else f"{store.mean_return:.2f}"
+
+
+def recordings_table(recorded: "Sequence[Recorded]", *, plain: bool) -> Table:
+    """The logs that were written, and how well was played."""
+    table = _table(["game", "split", "frames", "episodes", "mean return", "95 % interval", "normalized"], plain=plain)
+    for log in recorded:
+        info = log.info
+        measured = info["measured_episodes"] > 0
+        table.add_row(
+            log.game,
+            log.split,
+            f"{log.frames:,}",
+            f"{info['measured_episodes']:,} measured of {info['episodes']:,}",
+            f"{info['mean_return']:.2f}" if measured else _NONE,
+            f"{info['low']:.2f} to {info['high']:.2f}" if measured else _NONE,
+            f"{info['normalized']:z.2f}" if measured else _NONE,
+        )
+    return table
 
 
 def config_table(keys: Mapping[str, Mapping[str, Any]], preset: str, *, plain: bool) -> Table:

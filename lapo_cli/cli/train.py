@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName, RunPath
+from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, RunPath
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.games import get_game
@@ -18,7 +18,7 @@ Init = Literal["latent", "latent-rl-only", "scratch"]
 
 
 def train_idm(
-    game: Annotated[str, typer.Argument(metavar="GAME", help="One of the sixteen games; 'lapo download --list'.")],
+    game: GameName,
     overrides: Overrides,
     execution: Execution,
     logging: Logging,

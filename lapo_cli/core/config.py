@@ -181,11 +181,30 @@ class PPOConfig(_Section):
         return self
 
 
-class OnlineConfig(_Section):
+class ReinforcementConfig(_Section):
+    """A training by PPO."""
+
+    steps: int = Field(ge=1, description="Environment steps.")
+    ppo: PPOConfig = PPOConfig()
+
+
+class ExpertConfig(ReinforcementConfig):
+    """An expert to record, trained from scratch (Cobbe et al., 2020, easy mode)."""
+
+    steps: int = Field(25_000_000, ge=1, description="Environment steps.")
+    ppo: PPOConfig = PPOConfig(num_steps=256, entropy_coef=0.01)
+    lr: float = Field(5e-4, gt=0, lt=1, description="Learning rate; Adam.")
+    scale: int = Field(4, ge=1, le=16, description="k of its IMPALA trunk.")
+    size: Literal[16, 32, 64] = Field(64, description="Pixels a side that it sees; below 64, frames are averaged.")
+    snapshot_every: int = Field(
+        5_000_000, ge=1, description="Environment steps between weights that are kept, to record mixtures of skill."
+    )
+
+
+class OnlineConfig(ReinforcementConfig):
     """Decoding by reinforcement learning, and its baselines at the same number of steps (paper, section 5.1)."""
 
     steps: int = Field(4_000_000, ge=1, description="Environment steps.")
-    ppo: PPOConfig = PPOConfig()
     action_head: Ramp = Ramp(start=35_000, peak=50_000, lr=1e-2 / 4)
     value_head: Ramp = Ramp(start=25_000, peak=50_000, lr=1e-2 / 4)
     hidden: Ramp = Ramp(start=50_000, peak=200_000, lr=1e-2 / 10)
@@ -218,6 +237,7 @@ class Config(_Section):
     decoder: DecoderConfig = DecoderConfig()
     offline: OfflineConfig = OfflineConfig()
     online: OnlineConfig = OnlineConfig()
+    expert: ExpertConfig = ExpertConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 

@@ -21,19 +21,22 @@ from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
 from lapo_cli.core.data.download import download
 from lapo_cli.core.data.replay import bundled_logs, log_source
-from lapo_cli.core.data.store import SPLITS, open_store, store_path
-from lapo_cli.core.errors import LapoError, MissingInputError
+from lapo_cli.core.data.store import SPLITS, Split, open_store, store_path
+from lapo_cli.core.data.store_writer import only_one
+from lapo_cli.core.errors import LapoError, MissingInputError, UsageError
 from lapo_cli.core.evaluation import measure, pictures
 from lapo_cli.core.evaluation.play import Act, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, estimate_row, make_row, with_mean_of_games
 from lapo_cli.core.games import get_game
 from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.recording.players import load_player
+from lapo_cli.core.recording.record import Member, partial_path, record
 from lapo_cli.core.rl.agent import OfflineAgent
 from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
-from lapo_cli.core.stages import idm, offline, online, policy
-from lapo_cli.core.stages.artefacts import IDM, OFFLINE, ONLINE, POLICY, SCRATCH
+from lapo_cli.core.stages import expert, idm, offline, online, policy
+from lapo_cli.core.stages.artefacts import EXPERT, IDM, OFFLINE, ONLINE, POLICY, RL_ONLY, SCRATCH
 from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.online import STAGE_OF, Init
+from lapo_cli.core.stages.online import Init
 from lapo_cli.core.stages.stage import StageResult
 
 CHAIN: dict[str, Callable[[Context], StageResult]] = {
@@ -107,6 +110,101 @@ def finetune_online(run: RunDir, path: Path, init: Init, options: Options, progr
     return [online.finetune_online(_context(run, s, options, progress), init) for s in run.seed_dirs(path)]
 
 
+def train_expert(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
+    """An expert of one game and seed, and its learning curve."""
+    ctx = _context(run, run.seed_dir(get_game(game).name, seed), options, progress)
+    result = expert.train_expert(ctx)
+    pictures.draw_learning_curve(result.path)
+    return [result]
+
+
+TEST_SEEDS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A replay log that :func:`record_demonstrations` wrote.
+
+    Attributes:
+        game, split: what it holds.
+        path: the file.
+        frames: how many it makes.
+        info: what made it and how well it went.
+    """
+
+    game: str
+    split: Split
+    path: Path
+    frames: int
+    info: dict[str, Any]
+
+
+def record_demonstrations(
+    game: str,
+    policies: list[str],
+    epsilons: list[float],
+    to: Path,
+    *,
+    frames: dict[Split, int],
+    num_envs: int,
+    seed: int,
+    greedy: bool,
+    options: Options,
+    progress: Progress,
+) -> list[Recorded]:
+    """Write replay logs of one or more policies, and verify that they replay.
+
+    Args:
+        policies: words that :func:`load_player` knows.
+        epsilons: share of random actions, one for all policies or one for each.
+        to: folder of the logs.
+        frames: split -> how many frames at least.
+        num_envs: environments side by side, at least one a policy.
+        seed: below :data:`TEST_SEEDS`; test logs are played with seeds from there on, and on other levels.
+        greedy: networks take their likeliest action instead of sampling.
+
+    Raises:
+        UsageError: policies, epsilons and environments do not fit together, or the folder holds other recordings.
+        LapoError: a policy is missing or damaged, nothing can act here, or the disk is full.
+    """
+    if len(epsilons) not in (1, len(policies)):
+        raise UsageError(
+            f"{len(epsilons)} values of --epsilon do not fit {len(policies)} of --policy: give one for all or one each."
+        )
+    if len(policies) > num_envs:
+        raise UsageError(f"{len(policies)} policies need as many environments: give a larger --num-envs.")
+    compute = resolve(options.device)
+    shares = epsilons * len(policies) if len(epsilons) == 1 else epsilons
+    members = [
+        Member(load_player(word, game, greedy=greedy, compute=compute), epsilon)
+        for word, epsilon in zip(policies, shares, strict=True)
+    ]
+    with files.disk_full_as_error(to):
+        to.mkdir(parents=True, exist_ok=True)
+    written = []
+    played: frozenset[int] = frozenset()
+    with only_one(to / f".{game}.lock", f"recording {game} in {to}"):
+        if options.fresh:
+            for path in (to / f"{game}-{split}.npz" for split in SPLITS):
+                path.unlink(missing_ok=True)
+                partial_path(path).unlink(missing_ok=True)
+        for split, count in frames.items():
+            path = to / f"{game}-{split}.npz"
+            recording = record(
+                game,
+                members,
+                path,
+                frames=count,
+                num_envs=num_envs,
+                seed=seed if split == "train" else seed + TEST_SEEDS,
+                avoid=played,
+                progress=progress,
+            )
+            played |= recording.levels
+            written.append(Recorded(game, split, path, recording.log.num_frames, dict(recording.log.info)))
+    return written
+
+
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
     """Play every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
 
@@ -117,8 +215,8 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
     only = _stage_of(path, contexts)
     if all(len(_candidates(ctx, only)) == 1 for ctx in contexts):
         raise MissingInputError(
-            f"{path} holds no finished policy yet: run 'lapo decode-offline {run.path}' or 'lapo finetune-online "
-            f"{run.path}' first."
+            f"{path} holds no finished policy yet: run 'lapo decode-offline {run.path}', 'lapo finetune-online "
+            f"{run.path}' or 'lapo train-expert GAME --run-dir {run.path}' first."
         )
     with run.lock():
         return _summarize(run, contexts, [], path.absolute(), only)
@@ -187,8 +285,7 @@ def ensure_data(ctx: Context) -> None:
         ctx.progress.log(f"Getting {game} ({'bundled' if data.source == 'demos' else 'official'}) into {ctx.data_dir}.")
         download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
     store = open_store(ctx.data_dir, game, "train").manifest
-    bundled = bundled_logs().get(game)
-    if data.source == "drive" and bundled and store.source.startswith(log_source(bundled["train"], None)):
+    if data.source == "drive" and store.source.startswith(log_source(bundled_logs(game)["train"], None)):
         raise MissingInputError(
             f"{ctx.data_dir} holds the bundled demonstrations of {game} but this configuration wants the official "
             f"ones: get them with 'lapo download {game}', or use what is there with --set data.source=demos."
@@ -296,23 +393,17 @@ def _candidates(ctx: Context, only: str | None) -> list[measure.Candidate]:
             label = f"LAPO decoded offline, {count} labelled frames"
             key = fingerprint([done["outputs"], done["key"], count])
             found.append(measure.Candidate(f"offline-{count}", label, key, partial(load, count)))
-    labels: dict[Init, str] = {
-        "latent": "LAPO fine-tuned online",
-        "latent-rl-only": "LAPO fine-tuned online, RL only",
-        "scratch": "PPO from scratch",
+    reinforced: dict[str, tuple[str, Callable[[], Act]]] = {
+        ONLINE: ("LAPO fine-tuned online", lambda: online.load_agent(ctx, "latent").act),
+        RL_ONLY: ("LAPO fine-tuned online, RL only", lambda: online.load_agent(ctx, "latent-rl-only").act),
+        SCRATCH: ("PPO from scratch", lambda: online.load_agent(ctx, "scratch").act),
+        EXPERT: ("PPO expert", lambda: expert.load_expert(ctx).act),
     }
-    for init, label in labels.items():
-        done = _finished(ctx, STAGE_OF[init])
-        if done is not None and only in (None, STAGE_OF[init]):
-            steps = done["results"]["env_steps"]
-            found.append(
-                measure.Candidate(
-                    STAGE_OF[init],
-                    f"{label}, {steps:,} steps",
-                    fingerprint([done["outputs"], done["key"]]),
-                    partial(lambda init: online.load_agent(ctx, init).act, init),
-                )
-            )
+    for stage, (label, act) in reinforced.items():
+        done = _finished(ctx, stage)
+        if done is not None and only in (None, stage):
+            key = fingerprint([done["outputs"], done["key"]])
+            found.append(measure.Candidate(stage, f"{label}, {done['results']['env_steps']:,} steps", key, act))
     return found
 
 

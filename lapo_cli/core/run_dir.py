@@ -7,7 +7,8 @@
                 summary.json  summary.md
 
 ``done.json`` is written last. It names the configuration and the inputs by fingerprint, so a stage is run again when,
-and only when, what it depends on has changed; a stage folder without it is unfinished and resumes from ``state.pt``.
+and only when, what it depends on has changed; a stage folder without it is unfinished and resumes from ``state.pt``. An
+expert also keeps weights of earlier steps, ``step-<n>.safetensors``.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ from lapo_cli.core.files import atomic_write_bytes, atomic_write_json, atomic_wr
 from lapo_cli.core.games import GAMES
 
 FORMAT = 1
+WEIGHTS = "model.safetensors"
 
 
 def fingerprint(value: Any) -> str:
@@ -187,8 +189,10 @@ class StageDir:
             ) from error
         return state
 
-    def save_weights(self, modules: Mapping[str, torch.nn.Module], about: Mapping[str, Any]) -> None:
-        """Write ``model.safetensors``: tensors named ``<module>.<parameter>``, with ``about`` in the header."""
+    def save_weights(
+        self, modules: Mapping[str, torch.nn.Module], about: Mapping[str, Any], file: str = WEIGHTS
+    ) -> None:
+        """Write a weights file: tensors named ``<module>.<parameter>``, with ``about`` in the header."""
         tensors: dict[str, Tensor] = {
             f"{name}.{key}": value.detach().cpu().contiguous()
             for name, module in modules.items()
@@ -196,7 +200,7 @@ class StageDir:
         }
         # One entry: safetensors writes several in any order, and equal weights should be equal files.
         header = {"about": json.dumps({"lapo_version": lapo_cli.__version__, **about}, default=str)}
-        atomic_write_bytes(self.path / "model.safetensors", safetensors.torch.save(tensors, metadata=header))
+        atomic_write_bytes(self.path / file, safetensors.torch.save(tensors, metadata=header))
 
     def load_weights(self, modules: Mapping[str, torch.nn.Module]) -> None:
         """Read ``model.safetensors`` into modules of the same names and shapes.
@@ -204,16 +208,38 @@ class StageDir:
         Raises:
             CorruptDataError: the file is missing, damaged or of other shapes.
         """
-        file = self.path / "model.safetensors"
-        try:
-            tensors = safetensors.torch.load_file(file)
-            for name, module in modules.items():
-                mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                module.load_state_dict(mine)
-        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-            raise CorruptDataError(
-                f"The weights {file} are missing or damaged: run that stage again with --fresh."
-            ) from error
+        load_weights(self.path / WEIGHTS, modules)
+
+
+def load_weights(file: Path, modules: Mapping[str, torch.nn.Module]) -> None:
+    """Read a weights file into modules of the same names and shapes.
+
+    Raises:
+        CorruptDataError: the file is missing, damaged or of other shapes.
+    """
+    try:
+        tensors = safetensors.torch.load_file(file)
+        for name, module in modules.items():
+            mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            module.load_state_dict(mine)
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise CorruptDataError(
+            f"The weights {file} are missing or damaged: run that stage again with --fresh."
+        ) from error
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What the header of a weights file says of it: stage, game, seed, networks, version.
+
+    Raises:
+        CorruptDataError: it is no weights file of this tool.
+    """
+    try:
+        with safetensors.safe_open(file, "pt") as content:
+            about: dict[str, Any] = json.loads(content.metadata()["about"])
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CorruptDataError(f"{file} is damaged or no weights file of lapo: give the folder of a stage.") from error
+    return about
 
 
 @dataclass(frozen=True)

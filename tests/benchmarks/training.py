@@ -39,8 +39,8 @@ _LABEL_CHUNK = 512
 
 def _video(folder: str) -> Video:
     """8,192 real frames."""
-    game = sorted(bundled_logs())[0]
-    import_replay(bundled_logs()[game]["train"], Path(folder), "train", max_frames=8192)
+    game = "fruitbot"
+    import_replay(bundled_logs(game)["train"], Path(folder), "train", max_frames=8192)
     return open_store(Path(folder), game, "train").video()
 
 
@@ -166,7 +166,7 @@ def stage3(rounds: int) -> list[Line]:
     compute.place(agent)
     idm = build_idm(_MODEL).requires_grad_(False).eval()
     compute.place(idm)
-    ppo = PPO(agent, "bigfish", config, seed=0, device=compute.device)
+    ppo = PPO(agent, agent.parameter_groups(config), "bigfish", config, seed=0, device=compute.device)
     plain = _PlainOnline()
     windows = torch.randint(0, 256, (_LABEL_CHUNK, 3, 64, 64, 3), dtype=torch.uint8)
 

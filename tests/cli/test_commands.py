@@ -207,14 +207,49 @@ def test_download_lists_games(lapo: Lapo, home: Path) -> None:
     (home / "data" / "heist" / "train").mkdir(parents=True)
     said = lapo("download", "heist", "--list")
     assert said.exit_code == 0
-    assert "| heist | drive" in said.stdout
+    assert "| heist |" in said.stdout
     assert "heist train: " in said.stdout
     assert "bigfish" not in said.stdout
 
 
+def test_train_expert_makes_a_run_of_its_own(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = _stand_in(monkeypatch, "train_expert", [_result()])
+    said = lapo("train-expert", "maze", "--preset", "quick", "--steps", "5000", "--seed", "3", "--device", "cpu")
+    assert said.exit_code == 0, said.stderr
+    run, game, seed, options, _ = core.calls[0]
+    assert (run.path, game, seed, options.device) == (Path("runs/maze-expert-quick"), "maze", 3, "cpu")
+    assert run.config.expert.steps == 5000
+    assert RunDir.open(home / "runs/maze-expert-quick").config == run.config
+
+
+def test_record_hands_over_every_policy_with_its_noise(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    info = {"episodes": 9, "measured_episodes": 8, "mean_return": 1.5, "low": 1.0, "high": 2.0, "normalized": 0.25}
+    short = {"episodes": 1, "measured_episodes": 0}
+
+    def record(game: str, policies: list[str], epsilons: list[float], to: Path, **more: Any) -> list[object]:
+        calls.append({"game": game, "policies": policies, "epsilons": epsilons, "to": to, **more})
+        logs = [("train", 1000, info), ("test", 64, short)]
+        return [pipeline.Recorded(game, split, to / f"{game}-{split}.npz", frames, i) for split, frames, i in logs]
+
+    monkeypatch.setattr(pipeline, "record_demonstrations", record)
+    words = ("--policy", "planner", "--policy", "a/b", "--epsilon", "0.5", "--epsilon", "0")
+    said = lapo("record", "maze", *words, "--frames", "1000", "--test-frames", "64", "--greedy", "--to", "here")
+    assert said.exit_code == 0, said.stderr
+    (call,) = calls
+    assert (call["policies"], call["epsilons"], call["to"]) == (["planner", "a/b"], [0.5, 0.0], Path("here"))
+    assert (call["frames"], call["greedy"], call["num_envs"]) == ({"train": 1000, "test": 64}, True, 64)
+    assert "8 measured of 9" in said.stdout
+    assert "1.00 to 2.00" in said.stdout
+    assert "lapo download maze --from here" in said.stdout
+    lapo("record", "maze")
+    assert (calls[1]["policies"], calls[1]["epsilons"]) == (["planner"], [0.0])
+    assert list(calls[1]["frames"]) == ["train"]
+
+
 def test_download_of_bundled_demonstrations(lapo: Lapo, home: Path) -> None:
     pytest.importorskip("procgen")
-    game = next(row.game for row in download.list_games(home / "data") if row.demo_frames)
+    game = "fruitbot"
     words = ("download", game, "--source", "demos", "--max-frames", "2048")
     said = lapo(*words)
     assert said.exit_code == 0, said.stderr

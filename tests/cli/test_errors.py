@@ -45,7 +45,10 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["evaluate", "nowhere"], "nowhere is no run directory"),
         (["download"], "No game was named: give one or more games, or 'all', or --list to see them."),
         (["download", "coinrum"], "did you mean 'coinrun'?"),
-        (["download", "heist", "--source", "demos"], "There are no bundled demonstrations of heist"),
+        (["train-expert", "coinrum"], "did you mean 'coinrun'?"),
+        (["record", "coinrum"], "did you mean 'coinrun'?"),
+        (["record", "maze", "--policy", "nowhere"], "There is no policy nowhere"),
+        (["record", "maze", "--epsilon", "0.1", "--epsilon", "0.2"], "2 values of --epsilon do not fit 1 of --policy"),
         (["info", "--config", "--preset", "fast"], "There is no preset 'fast'"),
     ],
 )

@@ -22,6 +22,14 @@ _OPTIONS = {
     "finetune-online": ("--init", "--steps", "--wandb", *_WORK),
     "evaluate": ("--episodes", *_WORK),
     "run-all": ("--games", "--seeds", "--preset", "--run-dir", "--jobs", "--dry-run", "--wandb", *_WORK),
+    "train-expert": (
+        *("--preset", "--seed", "--steps", "--run-dir", "--wandb"),
+        *(option for option in _WORK if option != "--data-dir"),
+    ),
+    "record": (
+        *("--policy", "--epsilon", "--frames", "--test-frames", "--greedy", "--num-envs", "--seed", "--to"),
+        *("--device", "--fresh", *_OUTPUT),
+    ),
     "info": ("--config", "--preset", "--data-dir", *_OUTPUT),
 }
 

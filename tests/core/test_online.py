@@ -56,11 +56,14 @@ def test_the_reward_scaler_goes_on_from_its_state() -> None:
 
 def _ppo(kind: str) -> PPO:
     torch.manual_seed(0)
-    agent: Any = ScratchAgent(1, 16, _COMPUTE)
-    if kind == "latent":
-        agent = LatentAgent(Policy(1, 16, 8), with_decoder=True, size=16, compute=_COMPUTE)
     config = OnlineConfig(steps=10_000, ppo=PPOConfig(num_envs=4, num_steps=12, minibatches=2, env_groups=2))
-    return PPO(agent, "bigfish", config, seed=3, device=_CPU)
+    if kind == "latent":
+        agent: Any = LatentAgent(Policy(1, 16, 8), with_decoder=True, size=16, compute=_COMPUTE)
+        groups = agent.parameter_groups(config)
+    else:
+        agent = ScratchAgent(1, 16, _COMPUTE)
+        groups = agent.parameter_groups(config.scratch.at)
+    return PPO(agent, groups, "bigfish", config, seed=3, device=_CPU)
 
 
 def _same(one: Rollout, other: Rollout) -> None:

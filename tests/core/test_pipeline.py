@@ -23,7 +23,7 @@ _GAMES = ["maze", "fruitbot"]
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[RunDir, Summary]:
-    """Both games with one job; bigfish between them has no data."""
+    """Both games with one job; bigfish between them has damaged data."""
     from tiny_config import TINY
 
     from lapo_cli.core.config import load_config
@@ -60,7 +60,7 @@ def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, 
 def test_a_game_that_fails_is_reported_and_stops_no_other(done: tuple[RunDir, Summary]) -> None:
     _, summary = done
     assert [(failure.game, failure.seed) for failure in summary.failures] == [("bigfish", 0)]
-    assert "lapo download bigfish" in summary.failures[0].message
+    assert "lapo download bigfish --fresh" in summary.failures[0].message
 
 
 def test_the_summary_is_written_as_json_and_markdown(done: tuple[RunDir, Summary]) -> None:

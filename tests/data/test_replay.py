@@ -95,8 +95,8 @@ def test_max_frames_cuts_the_steps(tmp_path: Path, log_file: Path, played) -> No
 
 
 def test_the_bundled_test_log_replays_here(tmp_path: Path) -> None:
-    log = read_log(bundled_logs()["fruitbot"]["test"])
-    made = import_replay(bundled_logs()["fruitbot"]["test"], tmp_path, "test")
+    log = read_log(bundled_logs("fruitbot")["test"])
+    made = import_replay(bundled_logs("fruitbot")["test"], tmp_path, "test")
     assert made.num_frames == log.num_frames == 16_384
     store = open_store(tmp_path, "fruitbot", "test")
     frames = store.frames.reshape(log.num_envs, log.num_steps, 64, 64, 3)

@@ -210,7 +210,7 @@ def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
 def test_killed_while_storing(tmp_path: Path, make_store: MakeStore) -> None:
     script = (
         "import sys; from pathlib import Path; from lapo_cli.core.data.replay import bundled_logs, import_replay\n"
-        "import_replay(bundled_logs()['fruitbot']['train'], Path(sys.argv[1]), 'train')"
+        "import_replay(bundled_logs('fruitbot')['train'], Path(sys.argv[1]), 'train')"
     )
     storing = subprocess.Popen([sys.executable, "-c", script, tmp_path])
     try:

@@ -8,7 +8,7 @@ import torch
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import OnlineConfig, PPOConfig, Ramp
 from lapo_cli.core.models.policy import Policy
-from lapo_cli.core.rl.agent import Agent, LatentAgent, ScratchAgent
+from lapo_cli.core.rl.agent import Agent, LatentAgent, ParameterGroup, ScratchAgent
 from lapo_cli.core.rl.gae import gae
 from lapo_cli.core.rl.ppo import PPO
 from tests.reference.plain_ppo import PlainLatentAgent, PlainRollout, plain_gae, plain_ppo_update
@@ -87,7 +87,7 @@ def test_an_update_on_cached_encodings_ends_at_the_weights_of_the_plain_one() ->
     untouched = copy.deepcopy(agent.latent_policy.state_dict())
     plain.latent_policy.requires_grad_(False)
     plain.decoder.requires_grad_(False)
-    ppo = PPO(agent, "bigfish", _CONFIG, seed=5, device=torch.device("cpu"))
+    ppo = PPO(agent, agent.parameter_groups(_CONFIG), "bigfish", _CONFIG, seed=5, device=torch.device("cpu"))
     optimizer = torch.optim.Adam(
         [
             {"params": plain.action.parameters(), "lr": 3e-3},
@@ -127,7 +127,8 @@ def test_an_update_on_cached_encodings_ends_at_the_weights_of_the_plain_one() ->
 @pytest.mark.parametrize("kind", ["latent", "scratch"])
 def test_what_was_stored_while_acting_is_what_the_network_says_of_the_frames(kind: str) -> None:
     agent: Agent = _agents()[0] if kind == "latent" else ScratchAgent(1, 32, _CPU)
-    ppo = PPO(agent, "bigfish", _CONFIG, seed=5, device=torch.device("cpu"))
+    groups = [ParameterGroup("all", list(agent.parameters()), _CONFIG.scratch.at)]
+    ppo = PPO(agent, groups, "bigfish", _CONFIG, seed=5, device=torch.device("cpu"))
     rollout = ppo.collect(keep_frames=True)
     ppo.close()
     assert rollout.frames is not None

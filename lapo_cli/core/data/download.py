@@ -1,16 +1,18 @@
 """Getting demonstrations of a game into the data folder, wherever they come from: plan first, then do it."""
 
 import shutil
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lapo_cli.core.data.fetch import drive_url, fetch_zip
 from lapo_cli.core.data.origins import Bounds, ChunkOrigin, LogOrigin, Offer, Origin, RemoteOrigin
 from lapo_cli.core.data.replay_log import bundled_logs, read_log
 from lapo_cli.core.data.store import FRAME_BYTES, SPLITS, FrameStore, Manifest, Split, read_manifest, store_path
 from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
+from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.files import disk_full_as_error, free_space, require_free_space
 from lapo_cli.core.games import GAMES, get_game
 from lapo_cli.core.progress import Progress
@@ -50,18 +52,41 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Demos:
+    """Bundled demonstrations of a game.
+
+    Attributes:
+        game: its name.
+        frames: split -> how many frames they make.
+        policies: who played, and how.
+        seed: of the training log's levels and random choices.
+        mean_return, low, high: of the training log's episodes, with its 95 % interval.
+        episodes: how many these are.
+        normalized: (mean_return - random) / (paper's expert - random).
+    """
+
+    game: str
+    frames: dict[Split, int]
+    policies: tuple[str, ...]
+    seed: int
+    mean_return: float
+    low: float
+    high: float
+    episodes: int
+    normalized: float
+
+
+@dataclass(frozen=True)
 class GameRow:
     """One line of the list of games.
 
     Attributes:
         game: its name.
-        demo_frames: frames in its bundled demonstrations, both splits; 0 where there are none.
         stores: split -> manifest of what is here.
         problems: split -> why what is here cannot be used.
     """
 
     game: str
-    demo_frames: int
     stores: dict[Split, Manifest]
     problems: dict[Split, str]
 
@@ -154,8 +179,7 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
 
 
 def list_games(data_dir: Path) -> list[GameRow]:
-    """All sixteen games: which demonstrations come bundled and what is here."""
-    bundled = bundled_logs()
+    """All sixteen games, and what is here."""
     rows = []
     for game in GAMES:
         stores: dict[Split, Manifest] = {}
@@ -167,22 +191,52 @@ def list_games(data_dir: Path) -> list[GameRow]:
                     stores[split] = read_manifest(path)
                 except CorruptDataError as error:
                     problems[split] = str(error)
-        demo_frames = sum(read_log(path).num_frames for path in bundled.get(game, {}).values())
-        rows.append(GameRow(game, demo_frames, stores, problems))
+        rows.append(GameRow(game, stores, problems))
     return rows
+
+
+def bundled_demos(game: str) -> Demos:
+    """What is bundled of a game, and how well it was played.
+
+    Raises:
+        MissingInputError, CorruptDataError: this installation is not whole.
+    """
+    logs = {split: read_log(path) for split, path in bundled_logs(game).items()}
+    info = logs["train"].info
+    policies = info["settings"]["policies"]
+    return Demos(
+        game=game,
+        frames={split: log.num_frames for split, log in logs.items()},
+        policies=tuple(
+            words if count == len(policies) else f"{count} of {len(policies)}: {words}"
+            for words, count in Counter(map(_in_words, policies)).items()
+        ),
+        seed=info["settings"]["seed"],
+        mean_return=info["mean_return"],
+        low=info["low"],
+        high=info["high"],
+        episodes=info["measured_episodes"],
+        normalized=info["normalized"],
+    )
+
+
+def _in_words(policy: Mapping[str, Any]) -> str:
+    """A policy of a log's ``info``, such as 'expert (25,000,000 steps, seed 0, sampled)'."""
+    facts = [
+        f"{policy['env_steps']:,} steps" if policy.get("env_steps") else "",
+        f"seed {policy['seed']}" if "seed" in policy else "",
+        str(policy.get("actions", "")),
+        f"{100 * policy['epsilon']:g} % random" if policy["epsilon"] else "",
+    ]
+    told = ", ".join(fact for fact in facts if fact)
+    return f"{policy['policy']} ({told})" if told else str(policy["policy"])
 
 
 def _origin(game: str, source: Source, from_: str | Path | None, data_dir: Path) -> Origin:
     if from_ is None and source == "drive":
         return RemoteOrigin(game, drive_url(get_game(game).drive_id), official=True)
     if from_ is None:
-        bundled = bundled_logs()
-        if game not in bundled:
-            raise MissingInputError(
-                f"There are no bundled demonstrations of {game}: they come for {', '.join(bundled) or 'no game'}, "
-                f"and `lapo download {game}` fetches the official ones."
-            )
-        return LogOrigin(game, bundled[game])
+        return LogOrigin(game, bundled_logs(game))
     if str(from_).startswith(("http://", "https://")):
         return RemoteOrigin(game, str(from_), official=False)
     path = Path(from_)
@@ -234,10 +288,8 @@ def _manifest(data_dir: Path, game: str, split: Split) -> Manifest | None:
 
 
 def _ways_out(game: str) -> str:
-    ways = [
-        "wait up to 24 hours and run the same command again",
-        f"or fetch {drive_url(get_game(game).drive_id)} in a browser and run `lapo download {game} --from FILE.zip`",
-    ]
-    if game in bundled_logs():
-        ways.append(f"or use the bundled demonstrations with `lapo download {game} --source demos`")
-    return ", ".join(ways) + "."
+    return (
+        f"wait up to 24 hours and run the same command again, or fetch {drive_url(get_game(game).drive_id)} in a "
+        f"browser and run `lapo download {game} --from FILE.zip`, or use the bundled demonstrations with "
+        f"`lapo download {game} --source demos`."
+    )

@@ -30,7 +30,7 @@ _BUFFER_BYTES = 64 * 2**20
 
 def replay(
     log: ReplayLog,
-    writer: StoreWriter,
+    writer: StoreWriter | None,
     *,
     num_steps: int | None = None,
     progress: Progress | None = None,
@@ -39,7 +39,7 @@ def replay(
 
     Args:
         log: what to play.
-        writer: an open writer; (num_steps · N) rows are added to it.
+        writer: an open writer, to which (num_steps · N) rows are added; None only verifies.
         num_steps: stop after so many; the reward sum can then not be verified.
         progress: told the frames played.
 
@@ -57,7 +57,7 @@ def replay(
     # Rows of one environment lie together in the store but arrive one at a time: they are collected for a while.
     block_steps = max(1, min(steps, _BUFFER_BYTES // (envs * FRAME_BYTES)))
     block = np.empty((envs, block_steps, *FRAME_SHAPE), np.uint8)
-    base = writer.reserve(envs * steps)
+    base = 0 if writer is None else writer.reserve(envs * steps)
     env = ProcgenVecEnv(
         log.game,
         envs,
@@ -79,8 +79,9 @@ def replay(
                 if step % log.sha_every == 0:
                     _verify_frames(log, step, block[:, slot])
                 if slot == block_steps - 1 or step == steps - 1:
-                    for number in range(envs):
-                        writer.put_frames(base + number * steps + step - slot, block[number, : slot + 1])
+                    if writer is not None:
+                        for number in range(envs):
+                            writer.put_frames(base + number * steps + step - slot, block[number, : slot + 1])
                     task.update((step + 1) * envs)
             rewards[:, steps - 1] = env.observe()[0]
     finally:
@@ -89,7 +90,8 @@ def replay(
         _verify_rewards(log, rewards)
     returns = [value for row in range(envs) for value in _episode_returns(rewards[row], starts[row])]
     starts[:, 0] = True
-    writer.put_columns(base, log.actions[:steps].T.reshape(-1), rewards.reshape(-1), starts.reshape(-1))
+    if writer is not None:
+        writer.put_columns(base, log.actions[:steps].T.reshape(-1), rewards.reshape(-1), starts.reshape(-1))
     return len(returns), float(np.mean(returns)) if returns else None
 
 

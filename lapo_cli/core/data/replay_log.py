@@ -8,7 +8,14 @@ A log is an npz file, version 1, of
 - ``frame_sha256`` (ceil(T / sha_every),) str and ``sha_every`` int: hex SHA-256 of the bytes of the (N, 64, 64, 3)
   frames of steps 0, sha_every, 2 sha_every, ...;
 - ``reward_sum`` float: sum of the rewards observed at steps 1 to T - 1;
-- ``procgen_version`` str and ``info``, a JSON object as str (who acted, how well): both optional.
+- ``procgen_version`` str and ``info``, a JSON object as str: both optional.
+
+``info`` as ``lapo record`` writes it holds ``lapo_version``; ``settings``: the ``policies`` (each with its ``epsilon``,
+and for a network its stage, whether its ``actions`` were sampled or greedy, environment steps, seed and the beginning
+of its weights' SHA-256), the ``seed`` asked for, ``num_envs`` and ``steps``; ``resumed_at``, the steps at which an
+interrupted recording went on, with other random numbers; ``episodes``, how many ended; and, over the
+``measured_episodes`` first ones of every environment, as many of each, ``mean_return``, its 95 % bootstrap interval
+``low`` to ``high``, and ``normalized``.
 """
 
 import hashlib
@@ -76,16 +83,10 @@ def installed_procgen() -> str:
     return importlib.metadata.version("procgen-mirror")
 
 
-def bundled_logs() -> dict[str, dict[Split, Path]]:
-    """The logs that come with the package: game -> split -> file."""
+def bundled_logs(game: str) -> dict[Split, Path]:
+    """The logs of a game that come with the package: split -> file."""
     folder = Path(str(importlib.resources.files("lapo_cli"))) / "demos"
-    found: dict[str, dict[Split, Path]] = {}
-    for game in GAMES:
-        paths = {split: folder / f"{game}-{split}.npz" for split in SPLITS}
-        here = {split: path for split, path in paths.items() if path.is_file()}
-        if here:
-            found[game] = here
-    return found
+    return {split: folder / f"{game}-{split}.npz" for split in SPLITS}
 
 
 def write_log(path: Path, log: ReplayLog) -> None:
@@ -145,6 +146,9 @@ def _parse_log(arrays: dict[str, NDArray[Any]]) -> ReplayLog:
     mode = str(arrays["distribution_mode"])
     if mode not in ("easy", "hard"):
         raise ValueError(f"the distribution mode is {mode!r} instead of 'easy' or 'hard'")
+    rand_seed = int(arrays["rand_seed"])
+    if not 0 <= rand_seed < 2**31:
+        raise ValueError(f"rand_seed is {rand_seed}, which Procgen does not take")
     actions = arrays["actions"]
     if actions.dtype != np.uint8 or actions.ndim != 2 or actions.size == 0:
         raise ValueError(f"actions is {actions.dtype} {actions.shape} instead of uint8 (T, N)")
@@ -161,7 +165,7 @@ def _parse_log(arrays: dict[str, NDArray[Any]]) -> ReplayLog:
     return ReplayLog(
         game=game,
         distribution_mode=mode,
-        rand_seed=int(arrays["rand_seed"]),
+        rand_seed=rand_seed,
         actions=actions,
         frame_sha256=tuple(str(digest) for digest in digests),
         sha_every=sha_every,

@@ -155,8 +155,8 @@ def open_store(data_dir: Path, game: str, split: Split) -> FrameStore:
     path = store_path(data_dir, game, split)
     if not path.is_dir():
         raise MissingInputError(
-            f"There are no {split} frames of {game} in {data_dir}: get them with 'lapo download {game}', or with "
-            f"'lapo download {game} --source demos' if 'lapo download --list' shows bundled ones."
+            f"There are no {split} frames of {game} in {data_dir}: get the official ones with 'lapo download {game}', "
+            f"or the bundled ones with 'lapo download {game} --source demos'."
         )
     return FrameStore.open(path)
 

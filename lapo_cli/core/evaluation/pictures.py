@@ -10,13 +10,14 @@ import numpy as np
 from lapo_cli.core.evaluation.summary import Row
 from lapo_cli.core.files import atomic_path
 from lapo_cli.core.run_dir import SeedDir
-from lapo_cli.core.stages.artefacts import ONLINE, RL_ONLY, SCRATCH
+from lapo_cli.core.stages.artefacts import EXPERT, ONLINE, RL_ONLY, SCRATCH
 from lapo_cli.core.stages.metrics import read_metrics
 
 _CURVES = {
     ONLINE: ("LAPO fine-tuned online", "#1b6ca8"),
     RL_ONLY: ("LAPO fine-tuned online, RL only", "#7fb2d6"),
     SCRATCH: ("PPO from scratch", "#b03a2e"),
+    EXPERT: ("PPO expert", "#4d7c3a"),
 }
 _RETURN = "charts/episodic_return"
 
@@ -30,7 +31,7 @@ def draw(folder: Path, rows: list[Row], seed_dirs: dict[str, list[SeedDir]]) -> 
     """
     games = list(seed_dirs)
     offline = {game: [row for row in rows if row.game == game and "labelled frames" in row.method] for game in games}
-    online = {game: _learning_curves(seed_dirs[game]) for game in games}
+    online = {game: _learning_curves([s.path for s in seed_dirs[game]], list(_CURVES)) for game in games}
     drawn = []
     if any(len(found) > 1 for found in offline.values()):
         drawn.append(
@@ -39,6 +40,14 @@ def draw(folder: Path, rows: list[Row], seed_dirs: dict[str, list[SeedDir]]) -> 
     if any(online.values()):
         drawn.append(_figure(folder / "online.png", games, lambda axes, game: _online(axes, online[game], rows, game)))
     return drawn
+
+
+def draw_learning_curve(stage: Path) -> None:
+    """Write the returns of a stage's training against environment steps into its folder, once there are some."""
+    curves = _learning_curves([stage.parent], [stage.name])
+    if curves:
+        game = stage.parent.parent.name
+        _figure(stage / "learning-curve.png", [game], lambda axes, game: _online(axes, curves, [], game))
 
 
 def _figure(file: Path, games: list[str], panel: Any) -> Path:
@@ -92,11 +101,11 @@ def _online(axes: Any, curves: dict[str, list[tuple[list[float], list[float]]]],
     _references(axes, rows, game)
 
 
-def _learning_curves(seed_dirs: list[SeedDir]) -> dict[str, list[tuple[list[float], list[float]]]]:
+def _learning_curves(folders: list[Path], stages: list[str]) -> dict[str, list[tuple[list[float], list[float]]]]:
     curves: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for stage in _CURVES:
-        for seed_dir in seed_dirs:
-            lines = [line for line in read_metrics(seed_dir.path / stage) if _RETURN in line]
+    for stage in stages:
+        for folder in folders:
+            lines = [line for line in read_metrics(folder / stage) if _RETURN in line]
             if lines:
                 curve = ([line["step"] for line in lines], [line[_RETURN] for line in lines])
                 curves.setdefault(stage, []).append(curve)

@@ -5,17 +5,21 @@ heads alone. The same PPO so serves a policy that is trained whole and one that 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import OnlineConfig, Ramp
+from lapo_cli.core.config import OnlineConfig
 from lapo_cli.core.games import NUM_ACTIONS
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.impala import HIDDEN
 from lapo_cli.core.models.policy import Decoder, Policy, value_head, zeroed
+
+Rate = Callable[[int, int], float]
+"""The learning rate after so many environment steps of so many."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class ParameterGroup:
 
     name: str
     parameters: list[nn.Parameter]
-    rate: Ramp
+    rate: Rate
 
 
 class Agent(nn.Module, ABC):
@@ -37,10 +41,6 @@ class Agent(nn.Module, ABC):
     @abstractmethod
     def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Encodings to action logits (B, 15) and values (B,), both float32."""
-
-    @abstractmethod
-    def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
-        """What PPO trains."""
 
     @torch.no_grad()
     def act(self, frames: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ class ScratchAgent(Agent):
             hidden = self.policy.hidden(self.policy.trunk(normalize(frames, self._size))).relu()
             return self.policy.head(hidden).float(), self.value(hidden).flatten().float()
 
-    def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
-        """Everything, at one rate."""
-        return [ParameterGroup("policy", list(self.parameters()), config.scratch)]
+    def parameter_groups(self, rate: Rate) -> list[ParameterGroup]:
+        """What PPO trains: everything, at one rate."""
+        return [ParameterGroup("policy", list(self.parameters()), rate)]
 
 
 class LatentAgent(Agent):
@@ -125,11 +125,11 @@ class LatentAgent(Agent):
         return (logits + encoded[1]) / 2 if self.decoder is not None else logits, value
 
     def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
-        """Action head, value head and linear layer, each at its own rate (paper, appendix A)."""
+        """What PPO trains: action head, value head and linear layer, each at its own rate (paper, appendix A)."""
         return [
-            ParameterGroup("action_head", list(self.action.parameters()), config.action_head),
-            ParameterGroup("value_head", list(self.value.parameters()), config.value_head),
-            ParameterGroup("hidden", list(self.hidden.parameters()), config.hidden),
+            ParameterGroup("action_head", list(self.action.parameters()), config.action_head.at),
+            ParameterGroup("value_head", list(self.value.parameters()), config.value_head.at),
+            ParameterGroup("hidden", list(self.hidden.parameters()), config.hidden.at),
         ]
 
 

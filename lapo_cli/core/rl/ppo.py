@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from lapo_cli.core.config import OnlineConfig, PPOConfig
-from lapo_cli.core.rl.agent import Agent
+from lapo_cli.core.config import PPOConfig, ReinforcementConfig
+from lapo_cli.core.rl.agent import Agent, ParameterGroup
 from lapo_cli.core.rl.env import OBS_SHAPE, ProcgenVecEnv
 from lapo_cli.core.rl.gae import gae
 
@@ -86,21 +86,30 @@ class PPO:
     The environments step in ``env_groups`` parts: while C++ threads step one, the network serves the next.
 
     Args:
-        agent: what is trained, on ``device``.
+        agent: who acts, on ``device``.
+        groups: what of it is trained, and how fast.
         game: name of the game.
-        config: schedules and constants.
+        config: length and constants.
         seed: of the levels.
         device: where the agent is.
     """
 
-    def __init__(self, agent: Agent, game: str, config: OnlineConfig, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        groups: list[ParameterGroup],
+        game: str,
+        config: ReinforcementConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         self.agent, self.config, self._device = agent, config, device
         self._ppo: PPOConfig = config.ppo
         self._width = self._ppo.num_envs // self._ppo.env_groups
         self._envs = [ProcgenVecEnv(game, self._width, seed + i) for i in range(self._ppo.env_groups)]
-        self._groups = agent.parameter_groups(config)
+        self._groups = groups
         self.optimizer = torch.optim.Adam(
-            [{"params": group.parameters, "lr": group.rate.lr} for group in self._groups], fused=True
+            [{"params": group.parameters, "lr": group.rate(0, config.steps)} for group in self._groups], fused=True
         )
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._scaler = RewardScaler(self._ppo.num_envs, self._ppo.gamma)
@@ -171,7 +180,7 @@ class PPO:
         """Improve the agent on a rollout; returns scalars to log, means over the last epoch's minibatches."""
         ppo = self._ppo
         for group, settings in zip(self._groups, self.optimizer.param_groups, strict=True):
-            settings["lr"] = group.rate.at(self.env_steps - rollout.actions.numel(), self.config.steps)
+            settings["lr"] = group.rate(self.env_steps - rollout.actions.numel(), self.config.steps)
         advantages, returns = gae(rollout.rewards, rollout.values, rollout.first, gamma=ppo.gamma, lam=ppo.gae_lambda)
         flat = [x.flatten(0, 1) for x in (rollout.actions, rollout.logprobs, rollout.values[:-1], advantages, returns)]
         encoded = [e.flatten(0, 1) for e in rollout.encoded]

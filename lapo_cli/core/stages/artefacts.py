@@ -19,6 +19,7 @@ OFFLINE = "offline"
 ONLINE = "online"
 RL_ONLY = "rl-only"
 SCRATCH = "scratch"
+EXPERT = "expert"
 
 
 def about(ctx: Context, stage: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class TrainingLoop:
         saved = time.monotonic()
         with (
             closing(self.metrics),
-            _interruptible() as interrupted,
+            interruptible() as interrupted,
             self._ctx.progress.task(self._title, self.total * self._scale, self._unit, done) as task,
         ):
             for step in range(self.start, self.total):
@@ -149,7 +149,7 @@ class TrainingLoop:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into an event, so that no update is cut in half; the second one is immediate."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

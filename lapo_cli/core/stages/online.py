@@ -1,7 +1,5 @@
 """Stage 3, online: decode the latent policy by reinforcement learning, and the baselines (paper, section 5.1)."""
 
-import math
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.rl.agent import Agent, LatentAgent, ScratchAgent
+from lapo_cli.core.rl.agent import LatentAgent, ScratchAgent
 from lapo_cli.core.rl.ppo import PPO, Rollout
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.stages import decoding
@@ -26,12 +24,11 @@ from lapo_cli.core.stages.artefacts import (
     policy_fingerprint,
 )
 from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.loop import Stateful, TrainingLoop
+from lapo_cli.core.stages.reinforcement import Reinforcement
 from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
 
 Init = Literal["latent", "latent-rl-only", "scratch"]
 STAGE_OF: dict[Init, str] = {"latent": ONLINE, "latent-rl-only": RL_ONLY, "scratch": SCRATCH}
-_RECENT_EPISODES = 100
 _CHUNK = 512
 
 
@@ -52,10 +49,10 @@ def finetune_online(ctx: Context, init: Init) -> StageResult:
     )
 
 
-def build_agent(ctx: Context, init: Init) -> Agent:
+def build_agent(ctx: Context, init: Init) -> ScratchAgent | LatentAgent:
     """The agent before its first environment step, on its device."""
     model = ctx.config.model
-    agent: Agent
+    agent: ScratchAgent | LatentAgent
     if init == "scratch":
         agent = ScratchAgent(model.policy_scale, model.policy_size, ctx.compute)
     else:
@@ -65,7 +62,7 @@ def build_agent(ctx: Context, init: Init) -> Agent:
     return agent
 
 
-def load_agent(ctx: Context, init: Init) -> Agent:
+def load_agent(ctx: Context, init: Init) -> ScratchAgent | LatentAgent:
     """The agent after its last environment step.
 
     Raises:
@@ -81,62 +78,20 @@ def load_agent(ctx: Context, init: Init) -> Agent:
 def _finetune(ctx: Context, stage: StageDir, init: Init) -> dict[str, Any]:
     config = ctx.config.online
     agent = build_agent(ctx, init)
-    ppo = PPO(agent, ctx.seed_dir.game, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
+    if isinstance(agent, ScratchAgent):
+        groups = agent.parameter_groups(config.scratch.at)
+    else:
+        groups = agent.parameter_groups(config)
+    seed = stage_seed(ctx, "levels of training")
+    ppo = PPO(agent, groups, ctx.seed_dir.game, config, seed, ctx.compute.device)
     labeller = _OnlineDecoder(ctx, agent) if isinstance(agent, LatentAgent) and agent.decoder is not None else None
-    episodes = _Episodes()
-    state: dict[str, Stateful] = {"ppo": ppo, "episodes": episodes}
-    if labeller is not None:
-        state["decoder"] = labeller
-    per_update = config.ppo.num_envs * config.ppo.num_steps
-    loop = TrainingLoop(
-        stage,
-        ctx,
-        f"stage 3 online ({init})",
-        math.ceil(config.steps / per_update),
-        state,
-        show=("charts/episodic_return", "losses/entropy", "losses/explained_variance"),
-        unit="environment step",
-        scale=per_update,
-        read_every=1,
-    )
-    for update in loop:
-        rollout = ppo.collect(keep_frames=labeller is not None and labeller.wants(ppo.env_steps))
-        loop.record(ppo.update(rollout))
+    state = {} if labeller is None else {"decoder": labeller}
+    training = Reinforcement(ctx, stage, f"stage 3 online ({init})", ppo, state)
+    for update, rollout in training.updates(keep_frames=None if labeller is None else labeller.wants):
         if labeller is not None:
-            labeller.learn(rollout, update + 1, ppo.env_steps)
-        episodes.add(rollout.returns)
-        if rollout.all_ended:
-            lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
-            loop.measure(update, {"charts/episodic_return": float(np.mean(episodes.recent)), **lengths})
-    ppo.close()
-    stage.save_weights({"agent": agent}, about(ctx, stage.name))
-    return {
-        "env_steps": ppo.env_steps,
-        "training_episodes": episodes.count,
-        "last_training_return": float(np.mean(episodes.recent)) if episodes.recent else None,
-    }
-
-
-class _Episodes:
-    """How many episodes ended in training, and the returns of the latest."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.recent: deque[float] = deque(maxlen=_RECENT_EPISODES)
-
-    def add(self, returns: list[float]) -> None:
-        """Count the episodes that ended in a rollout."""
-        self.count += len(returns)
-        self.recent.extend(returns)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {"count": self.count, "recent": list(self.recent)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
-        self.count = state["count"]
-        self.recent.extend(state["recent"])
+            labeller.learn(rollout, update, ppo.env_steps)
+    stage.save_weights({"agent": agent}, {**about(ctx, stage.name), "env_steps": ppo.env_steps})
+    return training.results()
 
 
 class _OnlineDecoder:

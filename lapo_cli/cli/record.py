@@ -1,0 +1,103 @@
+"""``lapo train-expert`` and ``lapo record``: demonstrations of one's own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, PresetName
+from lapo_cli.cli.tables import recordings_table, stage_table
+from lapo_cli.cli.terminal import terminal
+from lapo_cli.core.games import get_game
+
+
+def train_expert(
+    game: GameName,
+    overrides: Overrides,
+    acting: Acting,
+    logging: Logging,
+    output: Output,
+    preset: PresetName = "paper",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the levels and the actions.")] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Environment steps; short for --set expert.steps=N.", show_default="the preset's"),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-expert-PRESET")] = None,
+) -> None:
+    """Train an expert to record: PPO from scratch with Procgen's standard settings.
+
+    'lapo evaluate RUN_DIR' measures it on unseen levels.
+    """
+    with terminal(output) as here:
+        get_game(game)
+        config = overrides.on_preset(preset, *([] if steps is None else [f"expert.steps={steps}"]))
+
+        from lapo_cli.core import pipeline
+        from lapo_cli.core.run_dir import RunDir
+
+        where = run_dir or Path("runs", f"{game}-expert-{preset}")
+        run = RunDir.create(where, config, preset, replace=acting.fresh)
+        results = pipeline.train_expert(run, game, seed, acting.options(wandb=logging.wandb), here.progress)
+        here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
+
+
+def record(
+    game: GameName,
+    acting: Acting,
+    output: Output,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="planner|random|PATH",
+            help="Who plays: the game's planner, the random policy, or the folder or weights file of a trained stage; "
+            "repeatable, environment n is then played by policy n modulo their number.",
+            show_default="planner",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of actions replaced by random ones; once for all policies or once for each.",
+            show_default="0",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=3, help="Training frames to record, at least.")] = 131_072,
+    test_frames: Annotated[int, typer.Option(min=0, help="Frames to record on other levels, at least; 0: none.")] = 0,
+    greedy: Annotated[
+        bool, typer.Option("--greedy/--sampled", help="Whether networks take their likeliest action or sample.")
+    ] = False,
+    num_envs: Annotated[int, typer.Option(min=1, help="Environments side by side.")] = 64,
+    seed: Annotated[
+        int, typer.Option(min=0, max=999_999_999, help="Seed of the levels and of all random choices.")
+    ] = 0,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the logs go.")] = Path("runs/recorded"),
+) -> None:
+    """Play a game and write replay logs: one byte a frame, for 'lapo download GAME --from FOLDER'.
+
+    An interrupted recording goes on where it was cut.
+    """
+    with terminal(output) as here:
+        get_game(game)
+
+        from lapo_cli.core import pipeline
+
+        recorded = pipeline.record_demonstrations(
+            game,
+            policy or ["planner"],
+            epsilon or [0.0],
+            to,
+            frames={"train": frames, **({"test": test_frames} if test_frames else {})},
+            num_envs=num_envs,
+            seed=seed,
+            greedy=greedy,
+            options=acting.options(),
+            progress=here.progress,
+        )
+        here.result(
+            {"folder": to, "logs": recorded},
+            recordings_table(recorded, plain=here.plain),
+            f"To use them: lapo download {game} --from {to}",
+        )

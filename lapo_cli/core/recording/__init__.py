@@ -1,0 +1,1 @@
+"""Recording demonstrations: who acts, and the logs that come of it."""

@@ -1,0 +1,177 @@
+"""Who can be recorded: a trained network, the planner of a game, or the random policy."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.config import ModelConfig
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
+from lapo_cli.core.files import sha256_file
+from lapo_cli.core.games import NUM_ACTIONS
+from lapo_cli.core.models.policy import Policy
+from lapo_cli.core.planning.planner import Planner
+from lapo_cli.core.rl.agent import Agent, LatentAgent, ScratchAgent
+from lapo_cli.core.run_dir import WEIGHTS, load_weights, read_about
+from lapo_cli.core.stages.artefacts import EXPERT, ONLINE, RL_ONLY, SCRATCH
+
+PLANNER = "planner"
+RANDOM = "random"
+
+
+class Player(ABC):
+    """Acts for some environments of one game.
+
+    Attributes:
+        needs_states: whether it reads the saved states of its environments.
+    """
+
+    needs_states = False
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What a recording's manifest says of it, JSON-like; equal for players that play alike."""
+
+    @abstractmethod
+    def start(self, num_envs: int, seed: int) -> None:
+        """Make ready to act for so many environments, with this seed for all that is random."""
+
+    @abstractmethod
+    def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
+        """Actions (N,) for frames (N, 64, 64, 3) and, if they are needed, N saved states."""
+
+
+class PlannerPlayer(Player):
+    """The planner of a game."""
+
+    needs_states = True
+
+    def __init__(self, game: str) -> None:
+        self._game = game
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Player.describe`."""
+        return {"policy": PLANNER}
+
+    def start(self, num_envs: int, seed: int) -> None:
+        """See :meth:`Player.start`."""
+        self._planner = Planner(self._game, num_envs, seed)
+
+    def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
+        """See :meth:`Player.act`."""
+        return self._planner.act(states)
+
+
+class RandomPlayer(Player):
+    """Uniformly random actions."""
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Player.describe`."""
+        return {"policy": RANDOM}
+
+    def start(self, num_envs: int, seed: int) -> None:
+        """See :meth:`Player.start`."""
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
+        """See :meth:`Player.act`."""
+        return self._rng.integers(0, NUM_ACTIONS, len(frames))
+
+
+class NetworkPlayer(Player):
+    """A trained policy that acts on frames.
+
+    Args:
+        agent: the policy, on its device.
+        about: the header of its weights.
+        sha256: of its weights file.
+        greedy: take the likeliest action instead of sampling.
+        device: where the agent is.
+    """
+
+    def __init__(self, agent: Agent, about: dict[str, Any], sha256: str, *, greedy: bool, device: torch.device) -> None:
+        self._agent, self._about, self._sha256 = agent, about, sha256
+        self._greedy, self._device = greedy, device
+
+    def describe(self) -> dict[str, Any]:
+        """See :meth:`Player.describe`."""
+        return {
+            "policy": self._about["stage"],
+            "actions": "greedy" if self._greedy else "sampled",
+            "env_steps": self._about.get("env_steps"),
+            "seed": self._about["seed"],
+            "weights_sha256": self._sha256,
+        }
+
+    def start(self, num_envs: int, seed: int) -> None:
+        """See :meth:`Player.start`."""
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
+        """See :meth:`Player.act`."""
+        logits = self._agent.act(torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)).cpu()
+        if self._greedy:
+            chosen = logits.argmax(1)
+        else:
+            chosen = torch.multinomial(logits.softmax(1), 1, generator=self._generator)[:, 0]
+        actions: NDArray[np.int64] = chosen.numpy()
+        return actions
+
+
+def load_player(word: str, game: str, *, greedy: bool, compute: Compute) -> Player:
+    """The player a person named.
+
+    Args:
+        word: ``planner``, ``random``, the folder of a finished stage that acts, or a weights file.
+        game: what will be played.
+        greedy: for networks, take the likeliest action instead of sampling.
+        compute: where networks run.
+
+    Raises:
+        MissingInputError: there is nothing at that path.
+        UsageError: what is there does not act, or plays another game.
+        CorruptDataError: the weights are damaged.
+    """
+    if word == PLANNER:
+        return PlannerPlayer(game)
+    if word == RANDOM:
+        return RandomPlayer()
+    file = Path(word) / WEIGHTS if Path(word).is_dir() else Path(word)
+    if not file.is_file():
+        raise MissingInputError(
+            f"There is no policy {word}: name 'planner', 'random', the folder of a finished stage "
+            f"(RUN_DIR/{game}/seed-0/expert) or a weights file in it; 'lapo train-expert {game}' makes one."
+        )
+    about = read_about(file)
+    stage = about.get("stage")
+    if stage not in (EXPERT, SCRATCH, ONLINE, RL_ONLY):
+        raise UsageError(f"{file} holds stage '{stage}', which cannot be recorded: name an expert or an online stage.")
+    if about["game"] != game:
+        raise UsageError(f"{file} plays {about['game']}, not {game}: name a policy of {game}.")
+    agent = _build(stage, about, file, compute)
+    load_weights(file, {"agent": agent})
+    return NetworkPlayer(agent, about, sha256_file(file)[:16], greedy=greedy, device=compute.device)
+
+
+def _build(stage: str, about: dict[str, Any], file: Path, compute: Compute) -> Agent:
+    try:
+        model = ModelConfig.model_validate(about["model"])
+        network = about["network"] if stage == EXPERT else {"scale": model.policy_scale, "size": model.policy_size}
+        scale, size = int(network["scale"]), int(network["size"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CorruptDataError(
+            f"{file} was made by another version of lapo, with other networks: train anew."
+        ) from error
+    agent: Agent
+    if stage in (EXPERT, SCRATCH):
+        agent = ScratchAgent(scale, size, compute)
+    else:
+        policy = Policy(scale, size, model.la_dim)
+        agent = LatentAgent(policy, with_decoder=stage == ONLINE, size=size, compute=compute)
+    compute.place(agent)
+    return agent
