@@ -102,10 +102,8 @@ def test_a_spent_quota_is_one_sentence_with_the_ways_out(tmp_path: Path, google:
     assert "24 hours" in text
     assert f"https://drive.google.com/uc?id={GAMES['bigfish'].drive_id}" in text
     assert "`lapo download bigfish --from FILE.zip`" in text
-    assert "--source demos" not in text, "none are bundled for bigfish"
+    assert "`lapo download bigfish --source demos`" in text
     assert "\n" not in text
-    with pytest.raises(DownloadError, match="`lapo download fruitbot --source demos`"):
-        download("fruitbot", tmp_path, max_frames=100)
 
 
 def test_no_network(tmp_path: Path, google: FakeDrive) -> None:
@@ -182,8 +180,6 @@ def test_from_replay_logs(tmp_path: Path) -> None:
 def test_requests_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UnknownGameError, match="bigfish"):
         plan("bigfsh", tmp_path)
-    with pytest.raises(MissingInputError, match="fruitbot"):
-        plan("heist", tmp_path, source="demos")
     with pytest.raises(MissingInputError, match="nowhere"):
         plan("heist", tmp_path, from_=tmp_path / "nowhere.zip")
     with pytest.raises(UsageError, match="3 or more"):
