@@ -172,6 +172,10 @@ class PPOConfig(_Section):
         2, ge=1, le=8, description="Parts of the environments that step in turn, one while the network serves another."
     )
 
+    compile: bool = Field(
+        default=False, description="Compile what is trained (torch.compile): meant for GPUs, slow to start."
+    )
+
     @model_validator(mode="after")
     def _divisible(self) -> "PPOConfig":
         if self.num_envs % self.env_groups:

@@ -1,6 +1,7 @@
 """Online decoding: labels of the agent's own transitions, the decoder's timing, PPO's state, rewards."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,26 @@ def test_ppo_goes_on_from_its_state_as_if_it_had_not_stopped(kind: str) -> None:
         assert torch.equal(value, other.agent.state_dict()[name]), name
     ppo.close()
     other.close()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_agent_learns_what_the_plain_one_learns() -> None:
+    ends = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        agent = ScratchAgent(1, 16, _COMPUTE)
+        ppo = PPOConfig(num_envs=4, num_steps=12, minibatches=2, env_groups=1, compile=compiled)
+        config = OnlineConfig(steps=10_000, ppo=ppo)
+        learner = PPO(agent, agent.parameter_groups(config.scratch.at), "bigfish", config, seed=3, device=_CPU)
+        first = learner.collect(keep_frames=False)
+        learner.update(first)
+        learner.close()
+        ends.append((first, agent.state_dict()))
+    (one, plain), (two, compiled_end) = ends
+    assert torch.equal(one.actions, two.actions)
+    assert list(plain) == list(compiled_end)
+    for name, value in plain.items():
+        torch.testing.assert_close(value, compiled_end[name], atol=1e-3, rtol=1e-2, msg=name)
 
 
 def test_successive_rollouts_join_without_a_gap() -> None:

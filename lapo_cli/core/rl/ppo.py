@@ -111,6 +111,8 @@ class PPO:
         self.optimizer = torch.optim.Adam(
             [{"params": group.parameters, "lr": group.rate(0, config.steps)} for group in self._groups], fused=True
         )
+        if self._ppo.compile:
+            agent.compile()
         self._parameters = [p for group in self._groups for p in group.parameters]
         self._scaler = RewardScaler(self._ppo.num_envs, self._ppo.gamma)
         self._episode = np.zeros((2, self._ppo.num_envs))  # return and length so far
