@@ -1,9 +1,7 @@
 """A configuration that trains in a second, and frames of two games for it."""
 
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,15 +49,3 @@ def context(tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]) -> Call
         return Context(seed_dir, tiny(*words), Compute(torch.device("cpu"), bf16=False), data_dir)
 
     return make
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of one megabyte; skips where we may not mount one."""
-    folder = tmp_path / "small-disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]).returncode:
-        pytest.skip("a small disk can be mounted by root alone")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)

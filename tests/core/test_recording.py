@@ -21,7 +21,7 @@ from lapo_cli.core.config import Config
 from lapo_cli.core.data.replay import import_replay, read_log, replay, write_log
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.errors import CorruptDataError, DownloadError, MissingInputError, UsageError
+from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError, UsageError
 from lapo_cli.core.evaluation.pictures import draw_learning_curve
 from lapo_cli.core.games import GAMES
 from lapo_cli.core.pipeline import TEST_SEEDS, Options, Recorded, evaluate, record_demonstrations
@@ -225,6 +225,52 @@ def test_fresh_forgets_both_logs_of_the_game_and_no_others(tmp_path: Path) -> No
     _demonstrations(tmp_path, seed=5, frames={"train": 120}, options=Options("cpu", fresh=True))
     assert sorted(file.name for file in tmp_path.glob("*.npz")) == ["heist-train.npz", "maze-train.npz"]
     assert read_log(tmp_path / "maze-train.npz").rand_seed == 5
+
+
+def test_a_disk_that_fills_up_loses_nothing_that_was_kept(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random actions take half a byte each: the disk has room for some of the parts, but not for the whole log."""
+    monkeypatch.setattr("lapo_cli.core.recording.record._CHECKPOINT_SECONDS", 0.0)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * (2**20 - 3 * 4096 * 4))
+    player = load_player("random", "maze", greedy=False, compute=_CPU)
+    with pytest.raises(DiskFullError, match="disk"):
+        record(
+            "maze",
+            [Member(player, 0.0)],
+            small_disk / "maze-train.npz",
+            frames=200_000,
+            num_envs=64,
+            seed=1,
+            progress=Silent(),
+        )
+    begun = read_log(small_disk / "maze-train.partial.npz")
+    assert 0 < begun.num_steps < 3125
+    filler.unlink()
+    log = record(
+        "maze",
+        [Member(player, 0.0)],
+        small_disk / "maze-train.npz",
+        frames=200_000,
+        num_envs=64,
+        seed=1,
+        progress=Silent(),
+    ).log
+    assert np.array_equal(log.actions[: begun.num_steps], begun.actions)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_played(tmp_path: Path, number: signal.Signals) -> None:
+    words = ["record", "maze", "--policy", "random", "--frames", "4000000", "--num-envs", "8", "--to", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lapo_cli", *words]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()  # the first line of progress
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "Error: Interrupted: what was finished is kept; the same command resumes."
+    assert read_log(tmp_path / "maze-train.partial.npz").num_steps > 0
 
 
 def test_two_recordings_of_a_game_do_not_meet(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Small demonstrations of every kind, and a full disk."""
 
 import io
-import shutil
-import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,15 +79,3 @@ def drive(chunk_zip: bytes) -> Iterator[FakeDrive]:
     server = FakeDrive(chunk_zip)
     yield server
     server.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of one megabyte; skips where we may not mount one."""
-    folder = tmp_path / "small-disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]).returncode:
-        pytest.skip("a small disk can be mounted by root alone")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)

@@ -11,13 +11,16 @@ _CHEESE = 2
 
 def make_bot(state: GameState, rng: np.random.Generator) -> Bot:
     """A bot for one level."""
-    return _Walker()
+    return _Walker(state)
 
 
 class _Walker:
-    def act(self, state: GameState) -> int:
+    def __init__(self, state: GameState) -> None:
         ((row, column),) = np.argwhere(state.grid == _CHEESE)
-        away = distances(state.grid != WALL, [(int(column), int(row))])
+        self._away = distances(state.grid != WALL, [(int(column), int(row))])
+
+    def act(self, state: GameState) -> int:
+        away = self._away
         x, y = cell_of(state.player)
         height, width = away.shape
         for dx, dy in STEPS:

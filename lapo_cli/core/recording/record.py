@@ -190,9 +190,7 @@ class _Session:
         ):
             for step in range(steps):
                 reward, frames, first = self._env.observe()
-                self._count(step, reward, first)
-                if not avoid.isdisjoint(self.levels):
-                    raise _UnwantedLevelError
+                self._count(step, reward, first, avoid)
                 if step % _SHA_EVERY == 0:
                     self._digests.append(frames_digest(frames))
                 self._actions[step] = self._again(path, step) if step < self._num_resumed else self._choose(frames)
@@ -219,12 +217,15 @@ class _Session:
         actions: NDArray[np.uint8] = self._resumed.actions[step]
         return actions
 
-    def _count(self, step: int, reward: NDArray[np.float32], first: NDArray[np.bool_]) -> None:
+    def _count(self, step: int, reward: NDArray[np.float32], first: NDArray[np.bool_], avoid: frozenset[int]) -> None:
         if step > 0:
             self._rewards[step] = reward.sum(dtype=np.float64)
             self._finish_episodes(reward, first)
         if step == 0 or first.any():
-            self.levels.update(self._env.level_seeds().tolist())
+            levels = self._env.level_seeds().tolist()
+            if not avoid.isdisjoint(levels):
+                raise _UnwantedLevelError
+            self.levels.update(levels)
 
     def _finish_episodes(self, reward: NDArray[np.float32], first: NDArray[np.bool_]) -> None:
         self._running += reward
