@@ -89,13 +89,14 @@ def plan_table(planned: "Sequence[PlannedStage]", *, plain: bool) -> Table:
 
 def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
     """What comes with the package, who played it and how well."""
-    headings = ["game", "bundled frames", "played by", "seed", "mean return", "95 % interval", "episodes", "normalized"]
-    table = _table(headings, plain=plain)
+    headings = ["game", "bundled frames", "played by", "training steps", "seed"]
+    table = _table([*headings, "mean return", "95 % interval", "episodes", "normalized"], plain=plain)
     for of_game in demos:
         table.add_row(
             of_game.game,
             ", ".join(f"{count:,} {split}" for split, count in of_game.frames.items()),
             "; ".join(of_game.policies),
+            f"{of_game.training_steps:,}",
             str(of_game.seed),
             f"{of_game.mean_return:.2f}",
             f"{of_game.low:.2f} to {of_game.high:.2f}",
@@ -106,12 +107,13 @@ def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
 
 
 def games_table(rows: "Sequence[GameRow]", data_dir: Path, *, plain: bool) -> Iterator[RenderableType]:
-    """What is here of every game."""
-    table = _table(["game", "here", "size", "mean return of whole episodes"], plain=plain)
+    """Where every game can be had, and what is here of it."""
+    table = _table(["game", "sources", "here", "size", "mean return of whole episodes"], plain=plain)
     for row in rows:
         splits = list(row.stores.items())
         table.add_row(
             row.game,
+            "drive, demos",
             ", ".join(f"{split} {store.num_frames:,} frames" for split, store in splits) or _NONE,
             human_bytes(sum(store.num_bytes for _, store in splits)) if splits else _NONE,
             ", ".join(_mean_return(store) for _, store in splits) or _NONE,

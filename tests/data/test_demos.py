@@ -93,6 +93,7 @@ def test_the_readme_shows_the_table_that_the_package_holds() -> None:
         assert shown[game] == [
             ", ".join(f"{count:,} {split}" for split, count in demos.frames.items()),
             "; ".join(demos.policies),
+            f"{demos.training_steps:,}",
             str(demos.seed),
             f"{demos.mean_return:.2f}",
             f"{demos.low:.2f} to {demos.high:.2f}",

@@ -59,6 +59,7 @@ class Demos:
         game: its name.
         frames: split -> how many frames they make.
         policies: who played, and how.
+        training_steps: environment steps that the most trained of them had; a planner needs none.
         seed: of the training log's levels and random choices.
         mean_return, low, high: of the training log's episodes, with its 95 % interval.
         episodes: how many these are.
@@ -68,6 +69,7 @@ class Demos:
     game: str
     frames: dict[Split, int]
     policies: tuple[str, ...]
+    training_steps: int
     seed: int
     mean_return: float
     low: float
@@ -211,6 +213,7 @@ def bundled_demos(game: str) -> Demos:
             words if count == len(policies) else f"{count} of {len(policies)}: {words}"
             for words, count in Counter(map(_in_words, policies)).items()
         ),
+        training_steps=max(policy.get("env_steps") or 0 for policy in policies),
         seed=info["settings"]["seed"],
         mean_return=info["mean_return"],
         low=info["low"],
