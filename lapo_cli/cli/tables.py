@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lapo_cli.core.data.store import Manifest
     from lapo_cli.core.evaluation.summary import Row, Summary
     from lapo_cli.core.pipeline import PlannedStage, Recorded
-    from lapo_cli.core.stages.stage import StageResult
+    from lapo_cli.core.training.stage import StageResult
 
 _NONE = "-"
 

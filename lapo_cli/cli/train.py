@@ -12,7 +12,7 @@ from lapo_cli.core.games import get_game
 
 if TYPE_CHECKING:
     from lapo_cli.core.run_dir import RunDir
-    from lapo_cli.core.stages.stage import StageResult
+    from lapo_cli.core.training.stage import StageResult
 
 Init = Literal["latent", "latent-rl-only", "scratch"]
 

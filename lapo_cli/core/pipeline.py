@@ -20,24 +20,25 @@ import torch
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
 from lapo_cli.core.data.download import download
-from lapo_cli.core.data.replay import bundled_logs, log_source
+from lapo_cli.core.data.sources.replay import bundled_logs, log_source
 from lapo_cli.core.data.store import SPLITS, Split, open_store, store_path
 from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.errors import LapoError, MissingInputError, UsageError
-from lapo_cli.core.evaluation import measure, pictures
-from lapo_cli.core.evaluation.play import Act, uniform
+from lapo_cli.core.evaluation import evaluate as measure
+from lapo_cli.core.evaluation.rollout import Act, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, estimate_row, make_row, with_mean_of_games
 from lapo_cli.core.games import get_game
 from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.recording.players import load_player
 from lapo_cli.core.recording.record import Member, partial_path, record
-from lapo_cli.core.rl.agent import OfflineAgent
+from lapo_cli.core.report import figures as pictures
 from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
 from lapo_cli.core.stages import expert, idm, offline, online, policy
-from lapo_cli.core.stages.artefacts import EXPERT, IDM, OFFLINE, ONLINE, POLICY, RL_ONLY, SCRATCH
-from lapo_cli.core.stages.context import Context
 from lapo_cli.core.stages.online import Init
-from lapo_cli.core.stages.stage import StageResult
+from lapo_cli.core.training.agents import OfflineAgent
+from lapo_cli.core.training.checkpoints import EXPERT, IDM, OFFLINE, ONLINE, POLICY, RL_ONLY, SCRATCH
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import StageResult
 
 CHAIN: dict[str, Callable[[Context], StageResult]] = {
     IDM: idm.train_idm,

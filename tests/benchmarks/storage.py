@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from lapo_cli.core.data.chunks import import_chunks
-from lapo_cli.core.data.replay import bundled_logs, import_replay
+from lapo_cli.core.data.sources.npz import import_chunks
+from lapo_cli.core.data.sources.replay import bundled_logs, import_replay
 from lapo_cli.core.data.store import (
     FORMAT_VERSION,
     FRAME_BYTES,

@@ -16,16 +16,16 @@ from torch import Tensor
 from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
-from lapo_cli.core.data.replay import bundled_logs, import_replay
+from lapo_cli.core.data.sources.replay import bundled_logs, import_replay
 from lapo_cli.core.data.store import Video, open_store
+from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.models.world_model import WorldModel
-from lapo_cli.core.rl.agent import LatentAgent
-from lapo_cli.core.rl.env import ProcgenVecEnv
-from lapo_cli.core.rl.ppo import PPO
-from lapo_cli.core.stages.artefacts import build_idm
 from lapo_cli.core.stages.idm import joint_loss
+from lapo_cli.core.training.agents import LatentAgent
+from lapo_cli.core.training.checkpoints import build_idm
+from lapo_cli.core.training.ppo import PPO
 from tests.benchmarks.timing import Line, interleaved, medians
 from tests.reference.plain_models import PlainEncoder, PlainWorldModel, plain_normalize, plain_stage1_loss
 from tests.reference.plain_ppo import PlainLatentAgent, PlainRollout, plain_ppo_update

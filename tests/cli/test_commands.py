@@ -15,7 +15,7 @@ from lapo_cli.core.errors import DownloadError
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary
 from lapo_cli.core.games import GAMES
 from lapo_cli.core.run_dir import RunDir
-from lapo_cli.core.stages.stage import StageResult
+from lapo_cli.core.training.stage import StageResult
 
 Lapo = Callable[..., Result]
 

@@ -13,7 +13,7 @@ from lapo_cli.core.config import Config, load_config
 from lapo_cli.core.data.download import download
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
-from lapo_cli.core.stages.context import Context
+from lapo_cli.core.training.context import Context
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,10 +18,10 @@ from lapo_cli.core.config import Ramp, Stage1Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.loop import TrainingLoop
-from lapo_cli.core.stages.metrics import MetricsLog, read_metrics
 from lapo_cli.core.stages.online import finetune_online
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.loop import TrainingLoop
+from lapo_cli.core.training.metrics import MetricsLog, read_metrics
 
 MakeContext = Callable[..., Context]
 

@@ -13,18 +13,18 @@ from tiny_config import TINY
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import DecoderConfig, OnlineConfig, PPOConfig, load_config
 from lapo_cli.core.data.store import open_store
-from lapo_cli.core.evaluation.probe import commonest_accuracy, probe_accuracy
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import Decoder, Policy
-from lapo_cli.core.rl.agent import LatentAgent, ScratchAgent
-from lapo_cli.core.rl.ppo import PPO, RewardScaler, Rollout
 from lapo_cli.core.run_dir import SeedDir
-from lapo_cli.core.stages import decoding, online
-from lapo_cli.core.stages.artefacts import load_idm, load_policy, training_windows
-from lapo_cli.core.stages.context import Context
 from lapo_cli.core.stages.idm import train_idm
-from lapo_cli.core.stages.labels import latent_labels
 from lapo_cli.core.stages.policy import train_policy
+from lapo_cli.core.training import decoding, online
+from lapo_cli.core.training.agents import LatentAgent, ScratchAgent
+from lapo_cli.core.training.checkpoints import load_idm, load_policy, training_windows
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import latent_labels
+from lapo_cli.core.training.ppo import PPO, RewardScaler, Rollout
+from lapo_cli.core.training.probe import commonest_accuracy, probe_accuracy
 
 _CPU = torch.device("cpu")
 _COMPUTE = Compute(_CPU, bf16=False)

@@ -5,10 +5,10 @@ import importlib
 import numpy as np
 import pytest
 
+from lapo_cli.core.envs.procgen import ProcgenVecEnv
+from lapo_cli.core.envs.procgen_planners.planner import Planner
+from lapo_cli.core.envs.procgen_planners.state import parse_state
 from lapo_cli.core.games import GAMES, NUM_ACTIONS
-from lapo_cli.core.planning.planner import Planner
-from lapo_cli.core.planning.state import parse_state
-from lapo_cli.core.rl.env import ProcgenVecEnv
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -46,7 +46,7 @@ def test_another_version_of_procgen_is_noticed() -> None:
 @pytest.mark.parametrize("game", ["caveflyer", "climber", "coinrun", "jumper", "ninja"])
 def test_the_copy_of_a_games_physics_moves_as_the_game_does(game: str) -> None:
     """Random held moves from the start of twelve levels, until the episode ends or the copy says that it will."""
-    module = importlib.import_module(f"lapo_cli.core.planning.{game}")
+    module = importlib.import_module(f"lapo_cli.core.envs.procgen_planners.{game}")
     env, rng = ProcgenVecEnv(game, 12, 31), np.random.default_rng(2)
     levels = [module._Level(parse_state(saved)) for saved in env.get_state()]
     bodies = [level.body[:, None] for level in levels]

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from lapo_cli.core.evaluation import play as module
-from lapo_cli.core.evaluation.play import Played, play, uniform
+from lapo_cli.core.evaluation.rollout import Played, play, uniform
 from lapo_cli.core.progress import Silent
 
 _CPU = torch.device("cpu")

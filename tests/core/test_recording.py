@@ -18,25 +18,25 @@ from numpy.typing import NDArray
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import Config
-from lapo_cli.core.data.replay import import_replay, read_log, replay, write_log
+from lapo_cli.core.data.sources.replay import import_replay, read_log, replay, write_log
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
+from lapo_cli.core.envs.procgen import ProcgenVecEnv
+from lapo_cli.core.envs.procgen_planners.state import parse_state
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError, UsageError
-from lapo_cli.core.evaluation.pictures import draw_learning_curve
 from lapo_cli.core.games import GAMES
 from lapo_cli.core.pipeline import TEST_SEEDS, Options, Recorded, evaluate, record_demonstrations
 from lapo_cli.core.pipeline import train_expert as train_expert_of_run
-from lapo_cli.core.planning.state import parse_state
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.recording.players import NetworkPlayer, PlannerPlayer, Player, load_player
 from lapo_cli.core.recording.record import Member, record
-from lapo_cli.core.rl.agent import ScratchAgent
-from lapo_cli.core.rl.env import ProcgenVecEnv
+from lapo_cli.core.report.figures import draw_learning_curve
 from lapo_cli.core.run_dir import RunDir, StageDir
-from lapo_cli.core.stages.artefacts import ONLINE, SCRATCH, about
-from lapo_cli.core.stages.context import Context
 from lapo_cli.core.stages.expert import load_expert, train_expert
 from lapo_cli.core.stages.online import finetune_online
+from lapo_cli.core.training.agents import ScratchAgent
+from lapo_cli.core.training.checkpoints import ONLINE, SCRATCH, about
+from lapo_cli.core.training.context import Context
 
 _CPU = Compute(torch.device("cpu"), bf16=False)
 

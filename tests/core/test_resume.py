@@ -19,7 +19,7 @@ from lapo_cli.core.config import Config
 from lapo_cli.core.pipeline import Options, train_idm
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
-from lapo_cli.core.stages.metrics import read_metrics
+from lapo_cli.core.training.metrics import read_metrics
 
 _LONG = (
     "stage1.steps=300",

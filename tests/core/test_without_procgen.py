@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from lapo_cli.core.errors import ProcgenUnavailableError
-from lapo_cli.core.stages.context import Context
 from lapo_cli.core.stages.idm import train_idm
 from lapo_cli.core.stages.offline import decode_offline
 from lapo_cli.core.stages.online import finetune_online
 from lapo_cli.core.stages.policy import train_policy
+from lapo_cli.core.training.context import Context
 
 
 def test_all_but_acting_works_and_acting_says_what_it_needs(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lapo_cli.core.data.chunks import find_chunks, import_chunks
+from lapo_cli.core.data.sources.npz import find_chunks, import_chunks
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
 
@@ -191,7 +191,7 @@ def test_memory_does_not_grow_with_the_chunk(tmp_path: Path) -> None:
         rewards=np.zeros(n, np.float32),
     )
     script = (
-        "import sys, resource; from pathlib import Path; from lapo_cli.core.data.chunks import import_chunks\n"
+        "import sys, resource; from pathlib import Path; from lapo_cli.core.data.sources.npz import import_chunks\n"
         "used = int(open('/proc/self/statm').read().split()[5]) * resource.getpagesize()\n"
         "limit = used + 100 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))\n"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lapo_cli.core.data.download import bundled_demos
-from lapo_cli.core.data.replay import bundled_logs, import_replay, read_log
+from lapo_cli.core.data.sources.replay import bundled_logs, import_replay, read_log
 from lapo_cli.core.data.store import SPLITS, open_store
+from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.games import GAMES
-from lapo_cli.core.rl.env import ProcgenVecEnv
 
 _SAMPLE_STEPS = 150
 

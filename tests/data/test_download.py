@@ -9,7 +9,7 @@ from fake_drive import FakeDrive
 
 from lapo_cli.core.data import fetch
 from lapo_cli.core.data.download import carry_out, download, list_games, plan
-from lapo_cli.core.data.replay import bundled_logs
+from lapo_cli.core.data.sources.replay import bundled_logs
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.errors import (

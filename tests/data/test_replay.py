@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lapo_cli.core.data.replay import ReplayLog, bundled_logs, frames_digest, import_replay, read_log, write_log
+from lapo_cli.core.data.sources.replay import ReplayLog, bundled_logs, frames_digest, import_replay, read_log, write_log
 from lapo_cli.core.data.store import open_store
+from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
-from lapo_cli.core.rl.env import ProcgenVecEnv
 
 STEPS, ENVS = 300, 5
 

@@ -198,7 +198,8 @@ def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
     path = store_path(tmp_path, "bigfish", "train")
     with StoreWriter(path, "bigfish", "train") as writer:
         other = (
-            "import sys; from pathlib import Path; from lapo_cli.core.data.store_writer import StoreWriter\n"
+            "import sys; from pathlib import Path\n"
+            "from lapo_cli.core.data.store_writer import StoreWriter\n"
             "with StoreWriter(Path(sys.argv[1]), 'bigfish', 'train'): pass"
         )
         done = subprocess.run([sys.executable, "-c", other, path], capture_output=True, text=True)
@@ -209,7 +210,8 @@ def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
 
 def test_killed_while_storing(tmp_path: Path, make_store: MakeStore) -> None:
     script = (
-        "import sys; from pathlib import Path; from lapo_cli.core.data.replay import bundled_logs, import_replay\n"
+        "import sys; from pathlib import Path\n"
+        "from lapo_cli.core.data.sources.replay import bundled_logs, import_replay\n"
         "import_replay(bundled_logs('fruitbot')['train'], Path(sys.argv[1]), 'train')"
     )
     storing = subprocess.Popen([sys.executable, "-c", script, tmp_path])

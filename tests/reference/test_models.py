@@ -9,10 +9,10 @@ from lapo_cli.core.config import ModelConfig
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.policy import Policy
-from lapo_cli.core.models.quantizer import VectorQuantizer
+from lapo_cli.core.models.quantizers.vq import VectorQuantizer
 from lapo_cli.core.models.world_model import ConstantChannelConv, WorldModel
-from lapo_cli.core.stages.artefacts import build_idm
 from lapo_cli.core.stages.idm import joint_loss
+from lapo_cli.core.training.checkpoints import build_idm
 from tests.reference.plain_models import (
     PlainEncoder,
     PlainQuantizer,

@@ -8,9 +8,9 @@ import torch
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import OnlineConfig, PPOConfig, Ramp
 from lapo_cli.core.models.policy import Policy
-from lapo_cli.core.rl.agent import Agent, LatentAgent, ParameterGroup, ScratchAgent
-from lapo_cli.core.rl.gae import gae
-from lapo_cli.core.rl.ppo import PPO
+from lapo_cli.core.training.agents import Agent, LatentAgent, ParameterGroup, ScratchAgent
+from lapo_cli.core.training.gae import gae
+from lapo_cli.core.training.ppo import PPO
 from tests.reference.plain_ppo import PlainLatentAgent, PlainRollout, plain_gae, plain_ppo_update
 
 _CPU = Compute(torch.device("cpu"), bf16=False)

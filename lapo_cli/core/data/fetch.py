@@ -5,7 +5,7 @@ import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from lapo_cli.core.data.chunks import find_chunks
+from lapo_cli.core.data.sources.npz import find_chunks
 from lapo_cli.core.errors import DownloadError, LapoError
 from lapo_cli.core.files import disk_full_as_error, human_bytes, require_free_space
 from lapo_cli.core.progress import Progress, Silent, Task

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lapo_cli.core.data.chunks import chunks_source, find_chunks, import_chunks
-from lapo_cli.core.data.replay import import_replay, log_source, steps_within
 from lapo_cli.core.data.replay_log import read_log
+from lapo_cli.core.data.sources.npz import chunks_source, find_chunks, import_chunks
+from lapo_cli.core.data.sources.replay import import_replay, log_source, steps_within
 from lapo_cli.core.data.store import SPLITS, Manifest, Split
 from lapo_cli.core.errors import MissingInputError, UsageError
 from lapo_cli.core.files import disk_full_as_error

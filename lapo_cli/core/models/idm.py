@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lapo_cli.core.models.frames import stack_frames
 from lapo_cli.core.models.impala import HIDDEN, ImpalaTrunk
-from lapo_cli.core.models.quantizer import Quantized, VectorQuantizer
+from lapo_cli.core.models.quantizers.vq import Quantized, VectorQuantizer
 
 _DIFFERENCE_GAIN = 7.0
 _HEAD_GAIN = 5.0

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import ModelConfig
+from lapo_cli.core.envs.procgen_planners.planner import Planner
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.games import NUM_ACTIONS
 from lapo_cli.core.models.policy import Policy
-from lapo_cli.core.planning.planner import Planner
-from lapo_cli.core.rl.agent import Agent, LatentAgent, ScratchAgent
 from lapo_cli.core.run_dir import WEIGHTS, load_weights, read_about
-from lapo_cli.core.stages.artefacts import EXPERT, ONLINE, RL_ONLY, SCRATCH
+from lapo_cli.core.training.agents import Agent, LatentAgent, ScratchAgent
+from lapo_cli.core.training.checkpoints import EXPERT, ONLINE, RL_ONLY, SCRATCH
 
 PLANNER = "planner"
 RANDOM = "random"

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lapo_cli
-from lapo_cli.core.data.replay import replay
 from lapo_cli.core.data.replay_log import ReplayLog, frames_digest, installed_procgen, read_log, write_log
+from lapo_cli.core.data.sources.replay import replay
+from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.evaluation.statistics import mean_return
 from lapo_cli.core.games import NUM_ACTIONS, get_game
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.recording.players import Player
-from lapo_cli.core.rl.env import ProcgenVecEnv
-from lapo_cli.core.stages.loop import interruptible
+from lapo_cli.core.training.loop import interruptible
 
 _SHA_EVERY = 64
 _CHECKPOINT_SECONDS = 60.0

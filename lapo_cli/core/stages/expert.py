@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from lapo_cli.core.rl.agent import ScratchAgent
-from lapo_cli.core.rl.ppo import PPO
 from lapo_cli.core.run_dir import WEIGHTS, StageDir
-from lapo_cli.core.stages.artefacts import EXPERT, about
-from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.reinforcement import Reinforcement
-from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
+from lapo_cli.core.training.agents import ScratchAgent
+from lapo_cli.core.training.checkpoints import EXPERT, about
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.ppo import PPO
+from lapo_cli.core.training.ppo_loop import Reinforcement
+from lapo_cli.core.training.stage import StageResult, run_stage, stage_seed
 
 
 def train_expert(ctx: Context) -> StageResult:

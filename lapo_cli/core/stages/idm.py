@@ -11,15 +11,15 @@ from torch import Tensor
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video, open_store
-from lapo_cli.core.evaluation.probe import commonest_accuracy, probe_accuracy
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages.artefacts import IDM, about, build_idm, training_windows
-from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.loop import TrainingLoop, set_learning_rate
-from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
+from lapo_cli.core.training.checkpoints import IDM, about, build_idm, training_windows
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
+from lapo_cli.core.training.probe import commonest_accuracy, probe_accuracy
+from lapo_cli.core.training.stage import StageResult, run_stage, stage_seed
 
 _HELD_OUT_WINDOWS = 4096
 _CHUNK = 512

@@ -9,10 +9,10 @@ from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore, open_store
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import Decoder
-from lapo_cli.core.rl.agent import OfflineAgent
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages import decoding
-from lapo_cli.core.stages.artefacts import (
+from lapo_cli.core.training import decoding
+from lapo_cli.core.training.agents import OfflineAgent
+from lapo_cli.core.training.checkpoints import (
     OFFLINE,
     about,
     idm_fingerprint,
@@ -21,8 +21,8 @@ from lapo_cli.core.stages.artefacts import (
     policy_fingerprint,
     training_windows,
 )
-from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import StageResult, run_stage, stage_seed
 
 _TEST_PAIRS = 4096
 _CHUNK = 512

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.rl.agent import LatentAgent, ScratchAgent
-from lapo_cli.core.rl.ppo import PPO, Rollout
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages import decoding
-from lapo_cli.core.stages.artefacts import (
+from lapo_cli.core.training import decoding
+from lapo_cli.core.training.agents import LatentAgent, ScratchAgent
+from lapo_cli.core.training.checkpoints import (
     ONLINE,
     RL_ONLY,
     SCRATCH,
@@ -23,9 +22,10 @@ from lapo_cli.core.stages.artefacts import (
     load_policy,
     policy_fingerprint,
 )
-from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.reinforcement import Reinforcement
-from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.ppo import PPO, Rollout
+from lapo_cli.core.training.ppo_loop import Reinforcement
+from lapo_cli.core.training.stage import StageResult, run_stage, stage_seed
 
 Init = Literal["latent", "latent-rl-only", "scratch"]
 STAGE_OF: dict[Init, str] = {"latent": ONLINE, "latent-rl-only": RL_ONLY, "scratch": SCRATCH}

@@ -13,11 +13,11 @@ from lapo_cli.core.data.store import Video, open_store
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages.artefacts import POLICY, about, idm_fingerprint, load_idm, training_windows
-from lapo_cli.core.stages.context import Context
-from lapo_cli.core.stages.labels import latent_labels
-from lapo_cli.core.stages.loop import TrainingLoop, set_learning_rate
-from lapo_cli.core.stages.stage import StageResult, run_stage, stage_seed
+from lapo_cli.core.training.checkpoints import POLICY, about, idm_fingerprint, load_idm, training_windows
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import latent_labels
+from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
+from lapo_cli.core.training.stage import StageResult, run_stage, stage_seed
 
 _PRESENT = (0,)
 _HELD_OUT_WINDOWS = 4096

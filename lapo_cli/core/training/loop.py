@@ -1,0 +1,175 @@
+"""The one training loop: resume, checkpoints, metrics, progress, divergence and interruption.
+
+A stage brings its modules and optimizer and one line of a ``for``::
+
+    loop = TrainingLoop(stage, ctx, "stage 1", total, {"idm": idm, "optimizer": optimizer})
+    for step in loop:
+        ...                                   # one update
+        loop.record({"losses/total": loss})   # tensors; read back in bulk, so a GPU is not waited for
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lapo_cli.core.errors import TrainingDivergedError
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.metrics import MetricsLog
+
+
+class Stateful(Protocol):
+    """A module, an optimizer, or anything else that can be put into a checkpoint and back."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Plain types and tensors only."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take back what :meth:`state_dict` gave."""
+
+
+class TrainingLoop:
+    """Iterates over the updates that are still to do.
+
+    A run that is killed and resumed makes the updates that an unbroken one makes: the checkpoint holds all state and
+    the random number generators, and everything else is a function of the step.
+
+    Args:
+        stage: folder of checkpoints and metrics.
+        ctx: whose progress, device and settings.
+        title: shown beside the progress bar, after game and seed.
+        total: updates in all.
+        state: what the checkpoint holds, by name; already on its device.
+        show: the metrics that matter most, to be shown beside the bar.
+        unit: what a person counts, ``scale`` of which make an update.
+        read_every: updates between readings of the recorded tensors.
+
+    Raises:
+        CorruptDataError: the checkpoint is damaged.
+        TrainingDivergedError: while iterating, a recorded value is NaN or infinite.
+        KeyboardInterrupt: while iterating, after Ctrl-C or SIGTERM and a checkpoint.
+    """
+
+    def __init__(
+        self,
+        stage: StageDir,
+        ctx: Context,
+        title: str,
+        total: int,
+        state: Mapping[str, Stateful],
+        *,
+        show: tuple[str, ...],
+        unit: str = "step",
+        scale: int = 1,
+        read_every: int = 25,
+    ) -> None:
+        self._stage, self._ctx, self._title, self.total = stage, ctx, ctx.title(title), total
+        self._state, self._unit, self._scale, self._read_every = state, unit, scale, read_every
+        self.start = 0
+        self._checkpointed = 0
+        checkpoint = stage.load_state()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.metrics = MetricsLog(stage.path, ctx, resume_at=self.start * scale)
+        self._pending: list[Mapping[str, Tensor]] = []
+        self._shown: dict[str, float] = dict.fromkeys(show, math.nan)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        for name, item in self._state.items():
+            item.load_state_dict(checkpoint[name])
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if self._ctx.compute.is_cuda and "cuda" in checkpoint["rng"]:
+            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self._ctx.compute.device)
+        self.start = self._checkpointed = checkpoint["step"]
+
+    def _checkpoint(self, step: int) -> None:
+        rng = {"cpu": torch.get_rng_state()}
+        if self._ctx.compute.is_cuda:
+            rng["cuda"] = torch.cuda.get_rng_state(self._ctx.compute.device)
+        state = {name: item.state_dict() for name, item in self._state.items()}
+        self._stage.save_state({"step": step, "rng": rng, **state})
+        self._checkpointed = step
+
+    def record(self, values: Mapping[str, Tensor]) -> None:
+        """Note scalar tensors of the present update."""
+        self._pending.append({name: value.detach() for name, value in values.items()})
+
+    def measure(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers measured after update ``step``, and show them beside the bar."""
+        self.metrics.write((step + 1) * self._scale, values)
+        self._shown.update({name: value for name, value in values.items() if name in self._shown})
+
+    def __iter__(self) -> Iterator[int]:
+        done = self.start * self._scale
+        saved = time.monotonic()
+        with (
+            closing(self.metrics),
+            interruptible() as interrupted,
+            self._ctx.progress.task(self._title, self.total * self._scale, self._unit, done) as task,
+        ):
+            for step in range(self.start, self.total):
+                yield step
+                due = time.monotonic() - saved > self._ctx.config.checkpoint_seconds
+                if due or interrupted.is_set() or (step + 1) % self._read_every == 0 or step + 1 == self.total:
+                    self._read(step)
+                    task.update((step + 1) * self._scale, **{k: v for k, v in self._shown.items() if v == v})
+                if due or interrupted.is_set() or step + 1 == self.total:
+                    self._checkpoint(step + 1)
+                    saved = time.monotonic()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+
+    def _read(self, step: int) -> None:
+        """Bring the pending tensors to the host in one transfer each, check them, log their means."""
+        if not self._pending:
+            return
+        first = step + 1 - len(self._pending)
+        means = {}
+        for name in self._pending[0]:
+            values = torch.stack([values[name].float() for values in self._pending]).cpu()
+            bad = (~values.isfinite()).nonzero()
+            if len(bad):
+                at = int(bad[0, 0])
+                raise TrainingDivergedError(
+                    f"{name} became {values[at].item()} at {self._unit} {(first + at + 1) * self._scale} "
+                    f"of {self._title}: the checkpoint of {self._unit} {self._checkpointed * self._scale} is kept in "
+                    f"{self._stage.path}; start the stage over with --fresh and, by --set, a lower learning rate or "
+                    "precision=fp32."
+                )
+            means[name] = values.mean().item()
+        self._pending.clear()
+        self.measure(step, means)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no update is cut in half; the second one is immediate."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(number: int, frame: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,74 @@
+"""Metrics of a stage: ``metrics.jsonl`` always, TensorBoard beside it, Weights & Biases when asked for."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from lapo_cli.core.errors import UsageError
+from lapo_cli.core.files import atomic_write_text, disk_full_as_error
+from lapo_cli.core.run_dir import fingerprint
+from lapo_cli.core.training.context import Context
+
+
+class MetricsLog:
+    """Appends numbers under a step; lines past ``resume_at``, written before a kill, are dropped first.
+
+    Raises:
+        UsageError: Weights & Biases was asked for and is not installed.
+    """
+
+    def __init__(self, folder: Path, ctx: Context, resume_at: int) -> None:
+        self._file = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(folder) if line["step"] <= resume_at]
+        atomic_write_text(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+        self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1, write_to_disk=True)
+        self._wandb = _wandb_run(folder, ctx) if ctx.wandb else None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log ``values`` at ``step``; ``seconds`` is the time spent on the stage so far, resumed runs added up."""
+        line = {"step": step, "seconds": round(time.monotonic() - self._began, 3), **values}
+        with disk_full_as_error(self._file.parent), self._file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Flush and close every logger."""
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a stage's ``metrics.jsonl``, oldest first; a last line cut by a kill is left out."""
+    file = folder / "metrics.jsonl"
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _wandb_run(folder: Path, ctx: Context) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError("--wandb needs Weights & Biases: pip install 'lapo-cli[wandb]'.") from error
+    seed_dir = ctx.seed_dir
+    return wandb.init(
+        project="lapo",
+        name=f"{seed_dir.game}/seed-{seed_dir.seed}/{folder.name}",
+        id=fingerprint(str(folder.absolute())),
+        resume="allow",
+        dir=str(folder),
+        config=ctx.config.model_dump(),
+    )

@@ -1,0 +1,93 @@
+"""Training by PPO as the stages that do it share it: checkpoints, metrics, progress and the latest returns."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.loop import Stateful, TrainingLoop
+from lapo_cli.core.training.ppo import PPO, Rollout
+
+_RECENT_EPISODES = 100
+
+
+class Reinforcement:
+    """Collects rollouts and improves the agent on them until the configured number of environment steps.
+
+    Args:
+        ctx: whose progress, device and settings.
+        stage: folder of checkpoints and metrics.
+        title: shown beside the progress bar.
+        ppo: at its first environment step.
+        state: what else the checkpoint holds, by name.
+    """
+
+    def __init__(
+        self, ctx: Context, stage: StageDir, title: str, ppo: PPO, state: Mapping[str, Stateful] | None = None
+    ) -> None:
+        self._ppo = ppo
+        self._episodes = _Episodes()
+        per_update = ppo.config.ppo.num_envs * ppo.config.ppo.num_steps
+        self._loop = TrainingLoop(
+            stage,
+            ctx,
+            title,
+            math.ceil(ppo.config.steps / per_update),
+            {"ppo": ppo, "episodes": self._episodes, **(state or {})},
+            show=("charts/episodic_return", "losses/entropy", "losses/explained_variance"),
+            unit="environment step",
+            scale=per_update,
+            read_every=1,
+        )
+
+    def updates(self, *, keep_frames: Callable[[int], bool] | None = None) -> Iterator[tuple[int, Rollout]]:
+        """After each update its number, from 1, and the rollout it was made on; frees the environments at the end.
+
+        Args:
+            keep_frames: whether the rollout after so many environment steps should hold its frames; by default none.
+        """
+        for update in self._loop:
+            rollout = self._ppo.collect(keep_frames=keep_frames is not None and keep_frames(self._ppo.env_steps))
+            self._loop.record(self._ppo.update(rollout))
+            yield update + 1, rollout
+            self._episodes.add(rollout.returns)
+            if rollout.all_ended:
+                lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
+                returns = {"charts/episodic_return": float(np.mean(self._episodes.recent))}
+                self._loop.measure(update, {**returns, **lengths})
+        self._ppo.close()
+
+    def results(self) -> dict[str, Any]:
+        """Numbers worth telling."""
+        recent = self._episodes.recent
+        return {
+            "env_steps": self._ppo.env_steps,
+            "training_episodes": self._episodes.count,
+            "last_training_return": float(np.mean(recent)) if recent else None,
+        }
+
+
+class _Episodes:
+    """How many episodes ended in training, and the returns of the latest."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.recent: deque[float] = deque(maxlen=_RECENT_EPISODES)
+
+    def add(self, returns: list[float]) -> None:
+        """Count the episodes that ended in a rollout."""
+        self.count += len(returns)
+        self.recent.extend(returns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"count": self.count, "recent": list(self.recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.count = state["count"]
+        self.recent.extend(state["recent"])
