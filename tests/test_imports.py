@@ -16,7 +16,10 @@ _STAGES = ("idm", "policy", "offline", "online", "expert")
 
 # Lowest layer first. A module imports from its own layer and from lower ones; a stage imports no other stage.
 _LAYERS = (
-    tuple(f"core.{name}" for name in ("games", "config", "run_dir", "progress", "errors", "files", "compute")),
+    tuple(
+        f"core.{name}"
+        for name in ("games", "registry", "plugins", "config", "run_dir", "progress", "errors", "files", "compute")
+    ),
     ("core.models", "core.envs"),
     ("core.data",),
     ("core.training",),

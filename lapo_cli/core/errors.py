@@ -21,8 +21,12 @@ class ConfigError(UsageError):
     """A configuration key, type or value that is not accepted."""
 
 
-class UnknownGameError(UsageError):
-    """A game name that is not one of the sixteen."""
+class UnknownNameError(UsageError):
+    """A name that nothing is registered under: of a game, a source, a quantizer and so on."""
+
+
+class PluginError(LapoError):
+    """An addition to lapo that cannot be loaded, or that takes a name that is taken."""
 
 
 class DeviceError(UsageError):
@@ -49,8 +53,8 @@ class DiskFullError(LapoError):
     """There is not enough free disk; what was finished is kept."""
 
 
-class ProcgenUnavailableError(LapoError):
-    """Procgen cannot be imported on this platform, so nothing can act."""
+class EnvironmentUnavailableError(LapoError):
+    """An environment cannot be made here: it has no such platform or package, or there is none for this data."""
 
 
 class TrainingDivergedError(LapoError):

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lapo_cli.core.errors import UnknownGameError
+from lapo_cli.core.errors import UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,20 @@ def get_game(name: str) -> Game:
     """The game of that name.
 
     Raises:
-        UnknownGameError: there is none; the message offers the nearest name.
+        UnknownNameError: there is none; the message offers the nearest name.
     """
     if name in GAMES:
         return GAMES[name]
     near = difflib.get_close_matches(name.lower(), GAMES, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"the games are {', '.join(GAMES)}."
-    raise UnknownGameError(f"There is no game '{name}': {hint}")
+    raise UnknownNameError(f"There is no game '{name}': {hint}")
 
 
 def parse_games(names: Sequence[str]) -> list[Game]:
     """Games from command-line words: names, comma-separated lists of them, or ``all``; duplicates dropped.
 
     Raises:
-        UnknownGameError: a word is neither a game nor ``all``.
+        UnknownNameError: a word is neither a game nor ``all``.
     """
     words = [word.strip() for name in names for word in name.split(",") if word.strip()]
     found: dict[str, Game] = {}
@@ -95,5 +95,5 @@ def parse_games(names: Sequence[str]) -> list[Game]:
         chosen = GAMES.values() if word == "all" else [get_game(word)]
         found.update({game.name: game for game in chosen})
     if not found:
-        raise UnknownGameError("No game was named: give one or more games, or 'all'.")
+        raise UnknownNameError("No game was named: give one or more games, or 'all'.")
     return list(found.values())

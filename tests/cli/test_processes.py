@@ -37,7 +37,7 @@ def test_an_error_keeps_the_streams_apart(environment: dict[str, str]) -> None:
     command = [*_LAPO, "train-idm", "bigfsh", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["type"] == "UnknownGameError"
+    assert json.loads(done.stdout)["error"]["type"] == "UnknownNameError"
     assert done.stderr == "Error: There is no game 'bigfsh': did you mean 'bigfish'?\n"
 
 

@@ -17,7 +17,7 @@ from lapo_cli.core.errors import (
     DiskFullError,
     DownloadError,
     MissingInputError,
-    UnknownGameError,
+    UnknownNameError,
     UsageError,
 )
 from lapo_cli.core.games import GAMES
@@ -178,7 +178,7 @@ def test_from_replay_logs(tmp_path: Path) -> None:
 
 
 def test_requests_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(UnknownGameError, match="bigfish"):
+    with pytest.raises(UnknownNameError, match="bigfish"):
         plan("bigfsh", tmp_path)
     with pytest.raises(MissingInputError, match="nowhere"):
         plan("heist", tmp_path, from_=tmp_path / "nowhere.zip")

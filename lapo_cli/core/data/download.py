@@ -114,7 +114,7 @@ def plan(
         fresh: make the stores anew even where they are already here, and fetch anew.
 
     Raises:
-        UnknownGameError, MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
+        UnknownNameError, MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
         DiskFullError: no room to look into the first chunk.
     """
     get_game(game)
@@ -166,7 +166,7 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
         DownloadError: it could not be fetched, or another process is getting the same game.
         CorruptDataError, MissingInputError: what was fetched or given is not what it should be.
         DiskFullError: it does not fit; what was whole before is untouched.
-        ProcgenUnavailableError: a replay log was given and there is no Procgen here.
+        EnvironmentUnavailableError: a replay log was given and there is no Procgen here.
     """
     if not plan.offers:
         return dict(plan.kept)

@@ -1,15 +1,55 @@
-"""Procgen's C++ vector environment behind one small class. The only module that imports Procgen, and late."""
+"""The sixteen Procgen games (Cobbe et al., 2020), easy mode. The only module that imports Procgen, and late."""
 
 import contextlib
+import importlib.metadata
 import io
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lapo_cli.core.errors import ProcgenUnavailableError
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, Planner, VecEnv
+from lapo_cli.core.errors import EnvironmentUnavailableError
 
+# Mean episodic returns of uniformly random actions and of the paper's expert.
+_REFERENCE_RETURNS = {
+    "bigfish": (0.874, 36.336),
+    "bossfight": (0.046, 11.634),
+    "caveflyer": (2.597, 9.184),
+    "chaser": (0.663, 9.956),
+    "climber": (2.224, 10.234),
+    "coinrun": (2.705, 9.933),
+    "dodgeball": (0.613, 13.487),
+    "fruitbot": (-2.533, 29.925),
+    "heist": (3.076, 9.685),
+    "jumper": (3.411, 8.460),
+    "leaper": (2.511, 7.408),
+    "maze": (4.273, 9.969),
+    "miner": (1.251, 11.893),
+    "ninja": (2.560, 9.475),
+    "plunder": (4.321, 11.461),
+    "starpilot": (1.525, 66.986),
+}
+_ACTION_NAMES = (
+    "LEFT-DOWN",
+    "LEFT",
+    "LEFT-UP",
+    "DOWN",
+    "NOOP",
+    "UP",
+    "RIGHT-DOWN",
+    "RIGHT",
+    "RIGHT-UP",
+    "D",
+    "A",
+    "W",
+    "S",
+    "Q",
+    "E",
+)  # fmt: skip
+GAMES = tuple(_REFERENCE_RETURNS)
 OBS_SHAPE = (64, 64, 3)
 
 
@@ -19,28 +59,36 @@ def _import_procgen() -> Any:
         with contextlib.redirect_stderr(io.StringIO()):
             from procgen import ProcgenGym3Env
     except ImportError as error:
-        raise ProcgenUnavailableError(
+        raise EnvironmentUnavailableError(
             f"Procgen cannot be imported here ({error}): acting needs Linux on x86_64 with Python 3.11 or 3.12; "
             "download, train-idm and train-policy from npz chunks work without it."
         ) from error
     return ProcgenGym3Env
 
 
-class ProcgenVecEnv:
-    """``num_envs`` copies of one game, easy mode unless said otherwise, over all levels.
+def installed_procgen() -> str:
+    """Version of the Procgen that acts here."""
+    return importlib.metadata.version("procgen-mirror")
+
+
+class ProcgenVecEnv(VecEnv):
+    """Procgen's C++ vector environment over all levels.
 
     Deterministic: the same game, seed, number of environments and actions give the same frames bit for bit,
-    whatever the number of threads. An environment whose episode ends starts the next one by itself.
+    whatever the number of threads.
 
     Args:
         game: name of a Procgen game.
         num_envs: N.
         seed: Procgen's ``rand_seed``; it chooses the sequence of levels.
         num_threads: C++ threads that step the environments; by default one a core, at most 8.
+        distribution_mode: ``easy`` or ``hard``.
 
     Raises:
-        ProcgenUnavailableError: Procgen has no wheel for this platform.
+        EnvironmentUnavailableError: Procgen has no wheel for this platform.
     """
+
+    saves_state = True
 
     def __init__(
         self, game: str, num_envs: int, seed: int, *, num_threads: int | None = None, distribution_mode: str = "easy"
@@ -58,17 +106,12 @@ class ProcgenVecEnv:
         )
 
     def observe(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
-        """What the last :meth:`act` led to.
-
-        Returns:
-            reward (N,) float32; frames (N, 64, 64, 3) uint8, valid until the next :meth:`act`; first (N,) bool,
-            true where the frame is the first of an episode (the reward then belongs to the episode that ended).
-        """
+        """See :meth:`VecEnv.observe`; frames are (N, 64, 64, 3)."""
         reward, obs, first = self._env.observe()
         return reward, obs["rgb"], first
 
     def act(self, actions: NDArray[np.integer[Any]]) -> None:
-        """Give every environment its action: (N,) integers in [0, 15)."""
+        """See :meth:`VecEnv.act`."""
         self._env.act(actions.astype(np.int32))
 
     def level_seeds(self) -> NDArray[np.int64]:
@@ -76,16 +119,36 @@ class ProcgenVecEnv:
         return np.array([info["level_seed"] for info in self._env.get_info()], np.int64)
 
     def get_state(self) -> list[bytes]:
-        """The complete state of every environment, N byte strings."""
+        """See :meth:`VecEnv.get_state`."""
         self._env.observe()  # waits for the threads that may still be stepping
         states: list[bytes] = self._env.callmethod("get_state")
         return states
 
     def set_state(self, states: list[bytes]) -> None:
-        """Put back what :meth:`get_state` returned; play continues identically from there."""
+        """See :meth:`VecEnv.set_state`."""
         self._env.observe()  # waits for the threads, which a new environment has at work on its first frame
         self._env.callmethod("set_state", states)
 
     def close(self) -> None:
         """Free the C++ environments."""
         self._env.close()
+
+
+def _make_planner(game: str, num_envs: int, seed: int) -> Planner:
+    from lapo_cli.core.envs.procgen_planners.planner import Planner as ProcgenPlanner
+
+    return ProcgenPlanner(game, num_envs, seed)
+
+
+for _game, (_random, _expert) in _REFERENCE_RETURNS.items():
+    ENVIRONMENTS.register(
+        EnvSpec(
+            name=_game,
+            num_actions=len(_ACTION_NAMES),
+            action_names=_ACTION_NAMES,
+            random_return=_random,
+            expert_return=_expert,
+            make=partial(ProcgenVecEnv, _game),
+            make_planner=partial(_make_planner, _game),
+        )
+    )

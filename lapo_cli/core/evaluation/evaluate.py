@@ -42,7 +42,7 @@ def measured_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
     """Episodic returns (E,) of a policy, played now or, for unchanged weights and settings, before.
 
     Raises:
-        ProcgenUnavailableError: nothing can act here.
+        EnvironmentUnavailableError: nothing can act here.
         CorruptDataError: an earlier measurement is damaged.
     """
     settings: EvaluationConfig = ctx.config.evaluation

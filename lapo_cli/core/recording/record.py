@@ -82,7 +82,7 @@ def record(
         UsageError: ``path`` holds a log of other settings, or levels to avoid come up again and again.
         CorruptDataError: the log that is there is damaged, or does not replay.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after what was played has been kept.
-        ProcgenUnavailableError: nothing can act here.
+        EnvironmentUnavailableError: nothing can act here.
         DiskFullError: the disk is full.
     """
     steps = max(_SHORTEST, -(-frames // num_envs))

@@ -15,7 +15,7 @@ def train_expert(ctx: Context) -> StageResult:
     """Train an expert; weights after every ``expert.snapshot_every`` steps are kept beside the last ones.
 
     Raises:
-        ProcgenUnavailableError: nothing can act here.
+        EnvironmentUnavailableError: nothing can act here.
     """
     return run_stage(ctx, EXPERT, sections=("expert",), inputs={}, work=lambda stage: _train(ctx, stage))
 

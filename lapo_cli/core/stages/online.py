@@ -37,7 +37,7 @@ def finetune_online(ctx: Context, init: Init) -> StageResult:
 
     Raises:
         MissingInputError: stage 1 or 2 is not finished.
-        ProcgenUnavailableError: nothing can act here.
+        EnvironmentUnavailableError: nothing can act here.
     """
     inputs = {} if init == "scratch" else {"idm": idm_fingerprint(ctx), "policy": policy_fingerprint(ctx)}
     return run_stage(

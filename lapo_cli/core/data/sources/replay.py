@@ -48,7 +48,7 @@ def replay(
 
     Raises:
         CorruptDataError: this Procgen renders or rewards otherwise than the one that recorded the log.
-        ProcgenUnavailableError: there is no Procgen here.
+        EnvironmentUnavailableError: there is no Procgen here.
         DiskFullError: the disk is full.
     """
     steps, envs = min(num_steps or log.num_steps, log.num_steps), log.num_envs
@@ -112,7 +112,7 @@ def import_replay(
     Raises:
         UsageError: ``max_frames`` leaves no window of three frames to any environment.
         CorruptDataError: the log is damaged or this Procgen renders otherwise; nothing is stored then.
-        ProcgenUnavailableError, DiskFullError, DownloadError: as in :func:`replay` and :class:`StoreWriter`.
+        EnvironmentUnavailableError, DiskFullError, DownloadError: as in :func:`replay` and :class:`StoreWriter`.
     """
     log = read_log(path)
     num_steps = steps_within(log, max_frames)

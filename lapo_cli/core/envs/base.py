@@ -1,0 +1,149 @@
+"""What an environment is: the description that everything else asks, and the vectorized environment that acts.
+
+An environment is one file: a subclass of :class:`VecEnv` and ``ENVIRONMENTS.register(EnvSpec(...))``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lapo_cli.core.errors import EnvironmentUnavailableError, UnknownNameError
+from lapo_cli.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class VecEnv(ABC):
+    """``num_envs`` environments stepped together, each of which starts its next episode by itself.
+
+    The first frame of a new episode comes with the reward of the last action of the old one, in the same step.
+
+    Attributes:
+        num_envs: N.
+        saves_state: whether :meth:`get_state` and :meth:`set_state` work, so that training resumes exactly.
+    """
+
+    num_envs: int
+    saves_state = False
+
+    @abstractmethod
+    def observe(self) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]":
+        """What the last :meth:`act` led to.
+
+        Returns:
+            reward (N,) float32; frames (N, H, W, 3) uint8, valid until the next :meth:`act`; first (N,) bool, true
+            where the frame is the first of an episode (the reward then belongs to the episode that ended).
+        """
+
+    @abstractmethod
+    def act(self, actions: "NDArray[np.integer[Any]]") -> None:
+        """Give every environment its action: (N,) integers in [0, num_actions)."""
+
+    def level_seeds(self) -> "NDArray[np.int64] | None":
+        """A number for the level every environment plays, (N,); None where there is no such thing."""
+        return None
+
+    def get_state(self) -> list[bytes]:
+        """The complete state of every environment, N byte strings."""
+        raise NotImplementedError
+
+    def set_state(self, states: list[bytes]) -> None:
+        """Put back what :meth:`get_state` returned; play continues identically from there."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the environments."""
+
+
+class Planner(Protocol):
+    """Plays from saved states instead of frames."""
+
+    def act(self, states: Sequence[bytes]) -> "NDArray[np.int64]":
+        """Actions (N,) int64 for N saved states."""
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """An environment, or a data set that has none.
+
+    Attributes:
+        name: as the command line and the run directory call it.
+        num_actions: how many discrete actions there are, at most 255; None for videos without actions.
+        action_names: one a action, or none.
+        random_return: mean episodic return of uniformly random actions, None where it is not known.
+        expert_return: mean episodic return of an expert, None where it is not known.
+        make: (num_envs, seed) -> environments; None for data without an environment. Equal seeds and actions must
+            give equal frames for play to be recorded as a replay log.
+        make_planner: (num_envs, seed) -> something that plays from saved states; None where there is nothing.
+    """
+
+    name: str
+    num_actions: int | None
+    action_names: tuple[str, ...] = ()
+    random_return: float | None = None
+    expert_return: float | None = None
+    make: Callable[..., VecEnv] | None = None
+    make_planner: Callable[[int, int], Planner] | None = None
+
+    def normalize(self, episodic_return: float) -> float | None:
+        """(return - random) / (expert - random), as in the paper's figures; None without those two."""
+        if self.random_return is None or self.expert_return is None:
+            return None
+        return (episodic_return - self.random_return) / (self.expert_return - self.random_return)
+
+    def make_envs(self, num_envs: int, seed: int, **options: Any) -> VecEnv:
+        """``num_envs`` environments; ``options`` are those of :attr:`make`.
+
+        Raises:
+            EnvironmentUnavailableError: there is none for this data, or it cannot run here.
+        """
+        if self.make is None:
+            raise EnvironmentUnavailableError(
+                f"There is no environment for {self.name}, so nothing can act in it: register one with --plugin FILE, "
+                "or use the stages that need frames alone."
+            )
+        return self.make(num_envs, seed, **options)
+
+    def require_actions(self) -> int:
+        """:attr:`num_actions`.
+
+        Raises:
+            EnvironmentUnavailableError: there are no actions.
+        """
+        if self.num_actions is None:
+            raise EnvironmentUnavailableError(
+                f"{self.name} has frames without actions: what needs true actions cannot run on it."
+            )
+        return self.num_actions
+
+
+ENVIRONMENTS: Registry[EnvSpec] = Registry("game", "lapo.environments", "lapo_cli.core.envs")
+
+
+def parse_games(names: Sequence[str], data_dir: Path | None = None) -> list[str]:
+    """Names from command-line words: names, comma-separated lists of them, or ``all``; duplicates dropped.
+
+    Args:
+        names: the words.
+        data_dir: names of folders in here are accepted too: data that has no environment.
+
+    Raises:
+        UnknownNameError: a word is no name, or there is none at all.
+    """
+    words = [word.strip() for name in names for word in name.split(",") if word.strip()]
+    found: dict[str, None] = {}
+    for word in words:
+        if word == "all":
+            found |= dict.fromkeys(ENVIRONMENTS.names())
+        elif data_dir is not None and word not in (".", "..") and "/" not in word and (data_dir / word).is_dir():
+            found[word] = None
+        else:
+            found[ENVIRONMENTS.get(word).name] = None
+    if not found:
+        raise UnknownNameError("No game was named: give one or more games, or 'all'.")
+    return list(found)

@@ -1,0 +1,101 @@
+"""One open registry for each kind of thing that can be added to lapo in one file.
+
+What comes with lapo registers itself when its module in the registry's package is imported; other packages offer theirs
+as entry points of the registry's group; a file given by ``--plugin`` calls :meth:`Registry.register` itself.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import operator
+import pkgutil
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from lapo_cli.core.errors import PluginError, UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named things of one kind. Built-ins and entry points are imported at the first look-up, not before.
+
+    Args:
+        what: the kind, in the singular, as error messages call it.
+        group: the group of the entry points.
+        package: the package whose modules register the built-ins; its subpackages are not imported.
+        name_of: the name of a thing.
+    """
+
+    def __init__(
+        self, what: str, group: str, package: str, name_of: Callable[[T], str] = operator.attrgetter("name")
+    ) -> None:
+        self.what, self.group = what, group
+        self._package, self._name_of = package, name_of
+        self._items: dict[str, T] = {}
+        self._loaded = False
+
+    def register(self, item: T) -> T:
+        """Add a thing under its name, and return it.
+
+        Raises:
+            PluginError: another thing has that name.
+        """
+        name = self._name_of(item)
+        if self._items.setdefault(name, item) is not item:
+            raise PluginError(f"There are two registrations of the {self.what} '{name}': rename one of them.")
+        return item
+
+    def get(self, name: str) -> T:
+        """The thing of that name.
+
+        Raises:
+            UnknownNameError: there is none; the message gives the nearest name.
+            PluginError: an installed plugin cannot be loaded.
+        """
+        self._load()
+        if name in self._items:
+            return self._items[name]
+        near = difflib.get_close_matches(name.lower(), self._items, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self._items)}."
+        raise UnknownNameError(f"There is no {self.what} '{name}': {hint}")
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._items
+
+    def names(self) -> list[str]:
+        """All names, those of lapo first."""
+        self._load()
+        return list(self._items)
+
+    def values(self) -> list[T]:
+        """All things, those of lapo first."""
+        self._load()
+        return list(self._items.values())
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        plugged, self._items = self._items, {}
+        package = importlib.import_module(self._package)
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
+            if not module.ispkg:
+                importlib.import_module(f"{self._package}.{module.name}")
+        # A module that was imported before the first look-up has registered already.
+        self._items |= {name: item for name, item in plugged.items() if name not in self._items}
+        for entry_point in importlib.metadata.entry_points(group=self.group):
+            self.register(self._from_entry_point(entry_point))
+
+    def _from_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> T:
+        try:
+            item: T = entry_point.load()
+            self._name_of(item)
+        except Exception as error:
+            owner = entry_point.dist.name if entry_point.dist else "an installed package"
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PluginError(
+                f"The {self.what} '{entry_point.name}' of {owner} cannot be loaded ({what}): repair or uninstall it."
+            ) from error
+        return item
