@@ -38,7 +38,8 @@ def train_expert(
 
         where = run_dir or Path("runs", f"{game}-expert-{preset}")
         run = RunDir.create(where, config, preset, replace=acting.fresh)
-        results = pipeline.train_expert(run, game, seed, acting.options(wandb=logging.wandb), here.progress)
+        options = acting.options(wandb=logging.wandb)
+        results = pipeline.run_stage(run, "expert", [run.seed_dir(game, seed)], options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 
 

@@ -104,14 +104,15 @@ class StageDir:
             )
         return done
 
-    def begin(self, key: Mapping[str, Any], *, fresh: bool) -> bool:
+    def begin(self, key: Mapping[str, Any], *, fresh: bool, label: str = "") -> bool:
         """Make the folder ready to work in.
 
         A finished or half-finished stage of another key is set aside beside it, never destroyed.
 
         Args:
             key: all the stage depends on: configuration sections, seed, and inputs by fingerprint.
-            fresh: throw away what is there.
+            fresh: start over: what is there is set aside too.
+            label: what reports call the stage.
 
         Returns:
             False if the stage is done already, for just this key.
@@ -124,20 +125,25 @@ class StageDir:
             done = self.done()
             if done is not None and done["key"] == digest:
                 return False
-            if self._marked_key() != digest:
+            if self.begun().get("key") != digest:
                 self._set_aside()
         self.path.mkdir(parents=True, exist_ok=True)
         if not marker.exists():
-            stamp = {"key": digest, "lapo_version": lapo_cli.__version__, "torch_version": str(torch.__version__)}
+            stamp = {
+                "key": digest,
+                "label": label,
+                "lapo_version": lapo_cli.__version__,
+                "torch_version": str(torch.__version__),
+            }
             atomic_write_text(marker, yaml.safe_dump({**stamp, **json.loads(json.dumps(key))}, sort_keys=False))
         return True
 
-    def _marked_key(self) -> str | None:
-        """The key in ``config.yaml``, None where it is missing or damaged."""
+    def begun(self) -> dict[str, Any]:
+        """What ``config.yaml`` says, empty where it is missing or damaged."""
         try:
-            return self.asked().get("key")
+            return self.asked()
         except CorruptDataError:
-            return None
+            return {}
 
     def _set_aside(self) -> None:
         number = 1

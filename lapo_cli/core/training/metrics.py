@@ -58,13 +58,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _wandb_run(folder: Path, ctx: Context) -> Any:
+def require_wandb() -> Any:
+    """The package of Weights & Biases.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         import wandb
     except ImportError as error:
         raise UsageError("--wandb needs Weights & Biases: pip install 'lapo-cli[wandb]'.") from error
+    return wandb
+
+
+def _wandb_run(folder: Path, ctx: Context) -> Any:
     seed_dir = ctx.seed_dir
-    return wandb.init(
+    return require_wandb().init(
         project="lapo",
         name=f"{seed_dir.game}/seed-{seed_dir.seed}/{folder.name}",
         id=fingerprint(str(folder.absolute())),

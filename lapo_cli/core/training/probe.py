@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lapo_cli.core.games import NUM_ACTIONS
-
 
 def probe_accuracy(
-    latents: Tensor, actions: NDArray[np.integer[Any]], *, epochs: int, seed: int, batch_size: int = 128
+    latents: Tensor,
+    actions: NDArray[np.integer[Any]],
+    num_actions: int,
+    *,
+    epochs: int,
+    seed: int,
+    batch_size: int = 128,
 ) -> float:
     """Accuracy of an MLP (128, 128) that reads the action off the latent action (paper, appendix A).
 
@@ -21,6 +25,7 @@ def probe_accuracy(
     Args:
         latents: z, (P, la_dim) float32 on any device.
         actions: true actions, (P,).
+        num_actions: how many there are.
         epochs: passes over the first half.
         seed: of the probe's weights and order.
     """
@@ -28,7 +33,7 @@ def probe_accuracy(
     with torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else []):
         torch.manual_seed(seed)
         probe = nn.Sequential(
-            nn.Linear(latents.shape[1], 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, NUM_ACTIONS)
+            nn.Linear(latents.shape[1], 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, num_actions)
         ).to(latents.device)
     labels = torch.from_numpy(np.asarray(actions, np.int64)).to(latents.device)
     half = len(latents) // 2
@@ -46,8 +51,8 @@ def probe_accuracy(
     return hits.float().mean().item()
 
 
-def commonest_accuracy(actions: NDArray[np.integer[Any]]) -> float:
-    """Accuracy, on the second half, of always guessing the commonest action of the first."""
+def majority_accuracy(actions: NDArray[np.integer[Any]]) -> float:
+    """Accuracy of the majority baseline: on the second half, always the most frequent action of the first."""
     half = len(actions) // 2
-    commonest = np.bincount(actions[:half]).argmax()
-    return float((actions[half:] == commonest).mean())
+    majority = np.bincount(actions[:half]).argmax()
+    return float((actions[half:] == majority).mean())
