@@ -32,7 +32,7 @@ from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.recording.players import load_player
 from lapo_cli.core.recording.record import Member, partial_path, record
 from lapo_cli.core.report import figures as pictures
-from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
+from lapo_cli.core.run_dir import Done, RunDir, SeedDir, fingerprint
 from lapo_cli.core.stages import expert, idm, offline, online, policy
 from lapo_cli.core.stages.online import Init
 from lapo_cli.core.training.agents import OfflineAgent
@@ -365,7 +365,7 @@ def _stage_of(path: Path, contexts: list[Context]) -> str | None:
     return None
 
 
-def _finished(ctx: Context, name: str) -> dict[str, Any] | None:
+def _finished(ctx: Context, name: str) -> Done | None:
     """``done.json`` of a stage that fits the present configuration, inverse dynamics model and latent policy."""
     stage = ctx.seed_dir.stage(name)
     asked, done = stage.asked(), stage.done()
