@@ -94,7 +94,7 @@ def test_a_file_wins_over_the_preset_and_set_over_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("a: [", "is not valid YAML"),
+        ("a: [", "cannot be read as YAML"),
         ("- 1\n- 2\n", "must be a mapping of configuration keys, not a list"),
         ("stage1: {lrr: 1}\n", "did you mean 'stage1.lr'?"),
         ("stage1: 3\n", "Configuration key 'stage1' does not fit (it is 3)"),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, RunPath
+from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, Reconfigure, RunPath
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.games import get_game
@@ -28,6 +28,7 @@ def train_idm(
     preset: PresetName = "paper",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-PRESET")] = None,
+    reconfigure: Reconfigure = False,
 ) -> None:
     """Stage 1: learn latent actions from frames (inverse dynamics and world model)."""
     with terminal(output) as here:
@@ -37,7 +38,7 @@ def train_idm(
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset, replace=execution.fresh)
+        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset, reconfigure=reconfigure)
         options = execution.options(wandb=logging.wandb)
         _report(here, run, pipeline.run_stage(run, "idm", [run.seed_dir(game, seed)], options, here.progress))
 

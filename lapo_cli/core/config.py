@@ -8,12 +8,12 @@ builds (:data:`QUANTIZERS`, :data:`POLICY_TARGETS`). Stages that plugins add hav
 """
 
 import difflib
+import reprlib
 from abc import ABC, abstractmethod
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,7 +25,8 @@ from pydantic import (
     model_validator,
 )
 
-from lapo_cli.core.errors import ConfigError, UnknownNameError
+from lapo_cli.core import files
+from lapo_cli.core.errors import ConfigError, UnknownNameError, shortened
 from lapo_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -356,9 +357,9 @@ def load_config(preset: str = "paper", file: Path | None = None, overrides: tupl
         ConfigError: an unknown preset or key (with the nearest one), a wrong type or an impossible value.
     """
     if preset not in presets():
-        raise ConfigError(f"There is no preset '{preset}': choose one of {', '.join(presets())}.")
+        raise ConfigError(f"There is no preset '{shortened(preset)}': choose one of {', '.join(presets())}.")
     text = resources.files("lapo_cli.core").joinpath("presets", f"{preset}.yaml").read_text()
-    values = _merge(Config().model_dump(), _parse_yaml(text, f"preset {preset}"))
+    values = _merge(Config().model_dump(), _mapping(files.parse_yaml(text), f"preset {preset}"))
     return override(values, overrides, file)
 
 
@@ -373,14 +374,19 @@ def override(
     values = base.model_dump() if isinstance(base, Config) else base
     if file is not None:
         try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The configuration file {file} cannot be read ({error}): check the path.") from error
-        values = _merge(values, _parse_yaml(text, str(file)))
+            content = files.read_yaml(file)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise ConfigError(f"The configuration file {file} cannot be read ({why}): check the path.") from error
+        except ValueError as error:
+            raise ConfigError(f"{file} cannot be read as YAML ({error}): correct it.") from error
+        values = _merge(values, _mapping(content, str(file)))
     for word in overrides:
         key, separator, text = word.partition("=")
         if not separator:
-            raise ConfigError(f"'--set {word}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
+            raise ConfigError(
+                f"'--set {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4."
+            )
         value: Any = _parse_value(text, word)
         for part in reversed(key.strip().split(".")):
             value = {part: value}
@@ -401,15 +407,14 @@ def parse_config(values: dict[str, Any]) -> Config:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    first = error.errors(include_url=False)[0]
+    key = shortened(".".join(str(part) for part in first["loc"]))
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         near = difflib.get_close_matches(key, describe(Config()), n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
         return f"There is no configuration key '{key}': {hint}"
-    found = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
-    what = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] == "missing" else f" (it is {shortened(reprlib.repr(first['input']))})"
+    what = shortened(first["msg"].removeprefix("Value error, "), 200)
     return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
 
 
@@ -428,26 +433,25 @@ def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:
     return keys
 
 
-def _parse_yaml(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+def _mapping(content: Any, name: str) -> dict[str, Any]:
+    """What a YAML text says, with its numbers; an empty one says nothing."""
+    values = {} if content is None else _numbers(content)
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")
-    numbers: dict[str, Any] = _numbers(values)
-    return numbers
+    return values
 
 
 def _parse_value(text: str, word: str) -> Any:
     try:
-        return _numbers(yaml.safe_load(f"[{text}]" if "," in text and not text.startswith("[") else text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'--set {word}' cannot be read as YAML: check its quotes and brackets.") from error
+        return _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
+    except ValueError as error:
+        raise ConfigError(
+            f"'--set {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
+        ) from error
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 and 1e5 as strings; make such words numbers, whole ones integers."""
+    """YAML 1.1 reads 3e-4 and 1e5 as strings; make such words numbers, whole ones integers where 64 bits hold them."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -457,16 +461,25 @@ def _numbers(value: Any) -> Any:
             number = float(value)
         except ValueError:
             return value
-        return int(number) if number.is_integer() else number
+        return int(number) if number.is_integer() and abs(number) < 2**63 else number
     return value
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid on it; another ``kind`` starts from that kind's own defaults."""
+def _merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``base`` with the values of ``over``, section by section; another ``kind`` starts from that kind's own defaults.
+
+    Raises:
+        ConfigError: ``over`` has something else where ``base`` has a section.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            value = _merge(old, value)
+        if isinstance(old, dict) and not isinstance(value, dict):
+            raise ConfigError(
+                f"Configuration key '{prefix}{key}' does not fit (it is {shortened(reprlib.repr(value))}): "
+                f"it is a section, so set keys in it, for example '{prefix}{key}.{next(iter(old))}'."
+            )
+        if isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            value = _merge(old, value, f"{prefix}{key}.")
         merged[key] = value
     return merged

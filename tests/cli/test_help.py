@@ -16,14 +16,14 @@ _OUTPUT = ("--json", "--quiet", "--debug")
 _WORK = ("--config", "--set", "--device", "--data-dir", "--fresh", *_OUTPUT)
 _OPTIONS = {
     "download": ("--source", "--from", "--max-frames", "--data-dir", "--list", "--fresh", *_OUTPUT),
-    "train-idm": ("--preset", "--seed", "--run-dir", "--wandb", *_WORK),
+    "train-idm": ("--preset", "--seed", "--run-dir", "--reconfigure", "--wandb", *_WORK),
     "train-policy": ("--wandb", *_WORK),
     "decode-offline": ("--labels", "--wandb", *_WORK),
     "finetune-online": ("--init", "--steps", "--wandb", *_WORK),
     "evaluate": ("--episodes", *_WORK),
-    "run-all": ("--games", "--seeds", "--preset", "--run-dir", "--jobs", "--dry-run", "--wandb", *_WORK),
+    "run-all": ("--games", "--seeds", "--preset", "--run-dir", "--reconfigure", "--jobs", "--dry-run", "--wandb", *_WORK),
     "train-expert": (
-        *("--preset", "--seed", "--steps", "--run-dir", "--wandb"),
+        *("--preset", "--seed", "--steps", "--run-dir", "--reconfigure", "--wandb"),
         *(option for option in _WORK if option != "--data-dir"),
     ),
     "record": (

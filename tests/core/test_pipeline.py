@@ -132,13 +132,13 @@ def test_a_stage_whose_settings_changed_runs_again_and_so_do_those_that_use_it(
     train_policy(run, run.path, options, Silent())
     with pytest.raises(RunDirError, match=r"stage1\.lr"):
         RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper")
-    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", replace=True)
+    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", reconfigure=True)
     assert not train_idm(changed, "maze", 0, options, Silent())[0].skipped
     assert not train_policy(changed, run.path, options, Silent())[0].skipped
     stages = {folder.name for folder in (run.path / "maze" / "seed-0").iterdir() if folder.is_dir()}
     assert stages == {"idm", "idm.old-1", "policy", "policy.old-1"}
     unrelated = RunDir.create(
-        run.path, tiny("stage1.lr=1e-3", "online.steps=99", "checkpoint_seconds=1"), "paper", replace=True
+        run.path, tiny("stage1.lr=1e-3", "online.steps=99", "checkpoint_seconds=1"), "paper", reconfigure=True
     )
     assert train_idm(unrelated, "maze", 0, options, Silent())[0].skipped
     assert train_policy(unrelated, run.path, options, Silent())[0].skipped

@@ -18,7 +18,7 @@ from tiny_config import TINY
 from lapo_cli.core.config import Config
 from lapo_cli.core.pipeline import Options, train_idm
 from lapo_cli.core.progress import Silent
-from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.training.metrics import read_metrics
 
 _LONG = (
@@ -106,5 +106,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(tmp_path: Path, data_dir:
     _, errors = process.communicate()
     assert process.returncode == 130, errors.decode()
     assert b"Traceback" not in errors
-    state = torch.load(stage / "state.pt", weights_only=True)
+    state = StageDir(stage).load_state()
+    assert state is not None
     assert state["step"] >= read_metrics(stage)[-1]["step"] > 0

@@ -155,7 +155,7 @@ def test_another_format_is_refused_and_named(tmp_path: Path, tiny: Tiny) -> None
             attempt()
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "format: 1", "format: 1\nconfig: {stage7: 1}\npreset: quick", "\xff"])
+@pytest.mark.parametrize("text", ["", "[", "[]", "format: 2", "format: 2\nconfig: {stage7: 1}\npreset: quick", "\xff"])
 def test_a_damaged_run_file_is_told(tmp_path: Path, tiny: Tiny, text: str) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "quick")
     (run.path / "run.yaml").write_bytes(text.encode("latin-1"))

@@ -12,7 +12,7 @@ from torch import Tensor
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.files import atomic_path, require_free_space
+from lapo_cli.core.files import atomic_path, load_npy, require_free_space
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.run_dir import fingerprint
@@ -65,16 +65,16 @@ def latent_labels(
 
     Raises:
         DiskFullError: the cache does not fit.
+        CorruptDataError: the cached file is damaged.
     """
     folder = ctx.data_dir / ctx.game / "latents"
     key = fingerprint([idm_fingerprint, video.fingerprint, len(windows), int(windows[-1]), ctx.compute.bf16])
     file = folder / f"{key}.npy"
     if not file.exists():
         _write(ctx, idm, video, windows, file)
-    try:
-        labels: NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise CorruptDataError(f"The cached latents {file} are damaged: delete that file and run again.") from error
+    labels: NDArray[np.float16] = load_npy(file, mapped=True)
+    if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):
+        raise CorruptDataError(f"{file} is damaged: delete it and run the same command again.")
     _drop_old(folder)
     return labels
 
