@@ -60,8 +60,8 @@ def test_a_dotted_override_sets_one_key(word: str, value: object) -> None:
         ("stage1.steps=1.5", "Configuration key 'stage1.steps' does not fit (it is 1.5)"),
         ("stage1.steps=0", "Configuration key 'stage1.steps' does not fit (it is 0): input should be greater than"),
         ("stage1.steps=", "Configuration key 'stage1.steps' does not fit (it is None)"),
-        ("model.commitment=inf", "Configuration key 'model.commitment' does not fit (it is inf)"),
-        ("model.commitment=nan", "Configuration key 'model.commitment' does not fit (it is nan)"),
+        ("model.quantizer.commitment=inf", "Configuration key 'model.quantizer.commitment' does not fit (it is inf)"),
+        ("model.quantizer.commitment=nan", "Configuration key 'model.quantizer.commitment' does not fit (it is nan)"),
         ("model.frame_size=48", "Configuration key 'model.frame_size' does not fit (it is 48)"),
         ("offline.labels=16,0", "every number of labelled frames must be at least 1"),
         ("offline.labels=16,x", "Configuration key 'offline.labels.1' does not fit (it is 'x')"),
@@ -118,7 +118,7 @@ _CONFIGS = st.builds(
     lambda lr, decay, steps, labels, frame_size, precision: override(
         {
             "precision": precision,
-            "model": {"ema_decay": decay, "frame_size": frame_size},
+            "model": {"quantizer": {"ema_decay": decay}, "frame_size": frame_size},
             "stage1": {"lr": lr, "steps": steps},
             "offline": {"labels": labels},
         }

@@ -138,6 +138,7 @@ class _Scheduled(Section):
     lr_start: float
     lr_end: float
     warmup: int
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
 
     def learning_rate(self, step: int) -> float:
         """From ``lr_start`` to ``lr`` over ``warmup`` steps, then to ``lr_end`` at ``steps``."""

@@ -18,10 +18,10 @@ from lapo_cli.core.config import Ramp, Stage1Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages.online import finetune_online
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.loop import TrainingLoop
 from lapo_cli.core.training.metrics import MetricsLog, read_metrics
+from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
 
@@ -189,12 +189,12 @@ class _InterruptAt:
 def test_online_training_goes_on_where_ctrl_c_stopped_it(context: MakeContext, tmp_path: Path) -> None:
     words = ("online.steps=512", "online.ppo.num_envs=4", "online.ppo.num_steps=32")
     unbroken = context(*words, game="bigfish")
-    finetune_online(unbroken, "scratch")
+    run(unbroken, "scratch")
     broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
-        finetune_online(replace(broken, progress=_InterruptAt("stage 3 online", 256)), "scratch")
+        run(replace(broken, progress=_InterruptAt("PPO from scratch", 256)), "scratch")
     assert broken.seed_dir.stage("scratch").done() is None
-    finetune_online(broken, "scratch")
+    run(broken, "scratch")
     stages = [ctx.seed_dir.stage("scratch") for ctx in (unbroken, broken)]
     results = [stage.require_done("")["results"] for stage in stages]
     assert results[0] == results[1]

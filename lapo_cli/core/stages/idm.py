@@ -16,9 +16,9 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, build_idm, build_world_model, header
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import gathered, latent_actions, training_windows
+from lapo_cli.core.training.latent_labels import gathered, labelled_pairs, training_windows
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
-from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy
+from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
 
 _HELD_OUT_WINDOWS = 4096
@@ -70,7 +70,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     compute.place(world_model)
     untrained = evaluate.probe(idm)
     parameters = [*idm.parameters(), *world_model.parameters()]
-    optimizer = torch.optim.Adam(parameters, config.lr, fused=True)
+    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
     loop = TrainingLoop(
         stage,
         ctx,
@@ -105,25 +105,35 @@ class _HeldOut:
 
     def __init__(self, ctx: Context, store: FrameStore) -> None:
         self._ctx, self._store = ctx, store
-        windows = np.random.default_rng(stage_seed(ctx, "held out")).permutation(store.video().windows())
-        self._windows = windows[:_HELD_OUT_WINDOWS]
-        pairs = windows[: 2 * ctx.config.stage1.probe_pairs]
-        self._pairs = pairs[: len(pairs) // 2 * 2]
+        windows = store.video().windows()
+        rng = np.random.default_rng(stage_seed(ctx, "held out"))
+        self._windows = rng.permutation(windows)[:_HELD_OUT_WINDOWS]
+        halves = split_by_episode(
+            store.labelled(windows),
+            store.episode_starts,
+            most=ctx.config.stage1.probe_pairs,
+            seed=stage_seed(ctx, "probe"),
+        )
+        self._pairs, self._split = np.concatenate(halves), len(halves[0])
         self._loader = FrameLoader(store.video(), ctx.compute.device)
 
     def probe(self, idm: InverseDynamicsModel, name: str = "probe/untrained") -> dict[str, float]:
-        """Accuracy of the probe on an inverse dynamics model under that name; empty where there are no actions."""
-        if self._store.actions is None:
+        """Accuracy of the probe on an inverse dynamics model, under that name; empty without labelled frames."""
+        if not 0 < self._split < len(self._pairs):
             return {}
-        latents = torch.cat([z.float() for z in latent_actions(self._ctx, idm, gathered(self._loader, self._pairs))])
+        latents, actions = labelled_pairs(self._ctx, idm, self._store, self._pairs, self._loader)
         accuracy = probe_accuracy(
             latents,
-            self._store.actions[self._pairs],
+            actions.cpu().numpy(),
             self._ctx.env.require_actions(),
+            split=self._split,
             epochs=self._ctx.config.stage1.probe_epochs,
             seed=stage_seed(self._ctx, "probe"),
         )
-        return {name: accuracy, "probe/majority_baseline": majority_accuracy(self._store.actions[self._pairs])}
+        return {
+            name: accuracy,
+            "probe/majority_baseline": majority_accuracy(actions.cpu().numpy(), split=self._split),
+        }
 
     @torch.no_grad()
     def _world_model_loss(self, idm: InverseDynamicsModel, world_model: WorldModel) -> tuple[float, float]:

@@ -29,10 +29,11 @@ def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
     windows = train.labelled(training_windows(train.video(), ctx.config.data.max_frames))
     order = np.random.default_rng(stage_seed(ctx, "labelled frames")).permutation(windows)
     counts = sorted({min(count, len(order)) for count in ctx.config.offline.labels})
+    idm = load_idm(ctx)
     loaders = [FrameLoader(store.video(), device, resident=False) for store in (train, test)]
-    latents, actions = labelled_pairs(ctx, load_idm(ctx), train, order[: counts[-1]], loaders[0])
+    latents, actions = labelled_pairs(ctx, idm, train, order[: counts[-1]], loaders[0])
     test_windows = test.labelled(test.video().windows())[:_TEST_PAIRS]
-    test_latents, test_actions = labelled_pairs(ctx, load_idm(ctx), test, test_windows, loaders[1])
+    test_latents, test_actions = labelled_pairs(ctx, idm, test, test_windows, loaders[1])
     decoders, accuracy = {}, {}
     with ctx.progress.task(ctx.title("stage 3 offline: decoders"), len(counts), "decoder") as task:
         for number, count in enumerate(counts, 1):

@@ -33,7 +33,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     policy = build_latent_policy(model, config.target, idm.quantizer)
     del idm
     compute.place(policy)
-    optimizer = torch.optim.Adam(policy.parameters(), config.lr, fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     loop = TrainingLoop(
         stage,
         ctx,
