@@ -21,7 +21,17 @@ _OPTIONS = {
     "decode-offline": ("--labels", "--wandb", *_WORK),
     "finetune-online": ("--init", "--steps", "--wandb", *_WORK),
     "evaluate": ("--episodes", *_WORK),
-    "run-all": ("--games", "--seeds", "--preset", "--run-dir", "--reconfigure", "--jobs", "--dry-run", "--wandb", *_WORK),
+    "run-all": (
+        "--games",
+        "--seeds",
+        "--preset",
+        "--run-dir",
+        "--reconfigure",
+        "--jobs",
+        "--dry-run",
+        "--wandb",
+        *_WORK,
+    ),
     "train-expert": (
         *("--preset", "--seed", "--steps", "--run-dir", "--reconfigure", "--wandb"),
         *(option for option in _WORK if option != "--data-dir"),
