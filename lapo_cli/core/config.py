@@ -372,27 +372,42 @@ def override(
     Raises:
         ConfigError: see :func:`load_config`.
     """
-    values = base.model_dump() if isinstance(base, Config) else base
-    if file is not None:
-        try:
-            content = files.read_yaml(file)
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            raise ConfigError(f"The configuration file {file} cannot be read ({why}): check the path.") from error
-        except ValueError as error:
-            raise ConfigError(f"{file} cannot be read as YAML ({error}): correct it.") from error
-        values = _merge(values, _mapping(content, str(file)))
-    for word in overrides:
-        key, separator, text = word.partition("=")
-        if not separator:
-            raise ConfigError(
-                f"'--set {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4."
-            )
-        value: Any = _parse_value(text, word)
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        values = _merge(values, value)
-    return parse_config(values)
+    content = {} if file is None else _read(file)
+    try:
+        values = _merge(base.model_dump() if isinstance(base, Config) else base, content)
+        for word in overrides:
+            values = _merge(values, _assignment(word))
+        return parse_config(values)
+    except ConfigError as error:
+        raise error if file is None else ConfigError(f"With {file}: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a configuration file, of which only the outermost type is checked."""
+    try:
+        return _mapping(files.read_yaml(file), str(file))
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"The configuration file {file} cannot be read ({why}): check the path.") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be read as YAML ({error}): correct it.") from error
+
+
+def _assignment(word: str) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    key, separator, text = word.partition("=")
+    if not separator:
+        raise ConfigError(f"'--set {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
+    try:
+        value = _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
+    except ValueError as error:
+        raise ConfigError(
+            f"'--set {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
+        ) from error
+    nested: dict[str, Any] = value
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -440,15 +455,6 @@ def _mapping(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")
     return values
-
-
-def _parse_value(text: str, word: str) -> Any:
-    try:
-        return _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
-    except ValueError as error:
-        raise ConfigError(
-            f"'--set {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
-        ) from error
 
 
 def _numbers(value: Any) -> Any:

@@ -377,12 +377,12 @@ class RunDir:
             version, made_by = content["format"], str(content.get("lapo_version"))
             if version != FORMAT:
                 raise RunDirError(
-                    f"{folder} has run format {shortened(str(version))}, made by lapo {shortened(made_by)}, and this "
+                    f"{file} is of run format {shortened(str(version))}, made by lapo {shortened(made_by)}, and this "
                     f"lapo {lapo_cli.__version__} reads format {FORMAT}: use that version, or another --run-dir."
                 )
             return cls(folder, parse_config(content["config"]), str(content["preset"]))
         except (ValueError, KeyError, ConfigError) as error:
-            why = f"{error} is missing" if isinstance(error, KeyError) else error
+            why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise RunDirError(f"{file} is damaged ({why}): restore it or use another --run-dir.") from error
 
     def seed_dir(self, game: str, seed: int) -> SeedDir:
