@@ -18,7 +18,18 @@ _STAGES = ("idm", "policy", "offline", "online", "expert")
 _LAYERS = (
     tuple(
         f"core.{name}"
-        for name in ("games", "registry", "plugins", "config", "run_dir", "progress", "errors", "files", "compute")
+        for name in (
+            "games",
+            "registry",
+            "plugins",
+            "config",
+            "run_dir",
+            "progress",
+            "errors",
+            "files",
+            "compute",
+            "interrupts",
+        )
     ),
     ("core.models", "core.envs"),
     ("core.data",),

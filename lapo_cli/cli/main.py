@@ -11,13 +11,14 @@ from lapo_cli.cli.info import info
 from lapo_cli.cli.options import grouped
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.run_all import run_all
+from lapo_cli.cli.terminal import Program
 from lapo_cli.cli.train import decode_offline, finetune_online, run_stage, train_idm, train_policy
 
 app = typer.Typer(
     name="lapo",
+    cls=Program,
     help="Latent action policies: learn to act from videos without actions (LAPO, ICLR 2024).",
     epilog="First steps: lapo run-all --games maze --preset quick",
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,8 +48,3 @@ def _lapo(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """Entry point of the console script ``lapo``."""
-    app()

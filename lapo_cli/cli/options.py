@@ -38,10 +38,11 @@ DataDir = Annotated[
     ),
 ]
 GameName = Annotated[
-    str, typer.Argument(metavar="GAME", help="One of the sixteen games; 'lapo download --list' shows them.")
+    str,
+    typer.Argument(metavar="GAME", help="A game; 'lapo download --list' shows them."),
 ]
 PresetName = Annotated[
-    str, typer.Option(help="Sizes to start from: 'paper' wants a GPU and hours, 'quick' two CPU cores and minutes.")
+    str, typer.Option(help="Sizes to start from: 'paper' needs a GPU and hours, 'quick' two CPU cores and minutes.")
 ]
 Reconfigure = Annotated[
     bool,
@@ -62,9 +63,17 @@ _CONFIGURATION = "Configuration"
 _OUTPUT = "Output"
 
 
+def _load_plugins(files: list[Path] | None) -> list[Path] | None:
+    from lapo_cli.core.plugins import load_plugin
+
+    for file in files or []:
+        load_plugin(file)
+    return files
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """How a command speaks."""
+    """What every command takes: how it reports, and the plugins it starts with."""
 
     json: Annotated[
         bool,
@@ -76,6 +85,17 @@ class Output:
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)] = (
         False
     )
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="LAPO_PLUGIN",
+            is_eager=True,  # Loaded first, so that the other options know what it adds.
+            callback=_load_plugins,
+            help="Python file that adds environments, sources, quantizers, stages or launchers; repeatable.",
+            show_default="none",
+        ),
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,23 +142,23 @@ class Overrides:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Acting:
-    """On what a command that needs no demonstrations computes, and whether it starts over."""
+    """On which device a command that needs no demonstrations computes, and whether it starts over."""
 
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where networks run; auto takes a GPU if there is one.")
     ] = "auto"
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; what is there is set aside.")] = False
 
-    def options(self, *, wandb: bool = False, jobs: int = 1) -> "Options":
+    def options(self, *, wandb: bool = False, jobs: int = 1, launcher: str = "local") -> "Options":
         """The same for the core."""
         from lapo_cli.core.pipeline import Options
 
-        return Options(**dataclasses.asdict(self), wandb=wandb, jobs=jobs)
+        return Options(**dataclasses.asdict(self), wandb=wandb, jobs=jobs, launcher=launcher)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution(Acting):
-    """On what a command computes, from which demonstrations, and whether it starts over."""
+    """On which device a command computes, from which demonstrations, and whether it starts over."""
 
     data_dir: DataDir
 

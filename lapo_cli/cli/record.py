@@ -8,7 +8,7 @@ import typer
 from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, PresetName, Reconfigure
 from lapo_cli.cli.tables import recordings_table, stage_table
 from lapo_cli.cli.terminal import terminal
-from lapo_cli.core.games import get_game
+from lapo_cli.core.envs.base import ENVIRONMENTS
 
 
 def train_expert(
@@ -31,7 +31,7 @@ def train_expert(
     'lapo evaluate RUN_DIR' measures it on unseen levels.
     """
     with terminal(output) as here:
-        get_game(game)
+        ENVIRONMENTS.get(game)
         config = overrides.on_preset(preset, *([] if steps is None else [f"expert.steps={steps}"]))
 
         from lapo_cli.core import pipeline
@@ -79,10 +79,10 @@ def record(
 ) -> None:
     """Play a game and write replay logs: one byte a frame, for 'lapo download GAME --from FOLDER'.
 
-    An interrupted recording goes on where it was cut.
+    An interrupted recording resumes where it stopped.
     """
     with terminal(output) as here:
-        get_game(game)
+        ENVIRONMENTS.get(game)
 
         from lapo_cli.core import pipeline
 

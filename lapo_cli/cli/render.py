@@ -1,4 +1,4 @@
-"""Progress as a person sees it: bars on a terminal, a plain line now and then elsewhere."""
+"""Progress as the user sees it: bars on a terminal, a plain line now and then elsewhere."""
 
 import collections
 import math
@@ -12,6 +12,7 @@ from rich.progress import Progress as RichBars
 from rich.table import Column
 from rich.text import Text
 
+from lapo_cli.core.errors import one_line
 from lapo_cli.core.files import human_bytes
 from lapo_cli.core.progress import Progress, Silent
 
@@ -110,7 +111,7 @@ class Lines:
 
     def log(self, message: str) -> None:
         """Print one line."""
-        self._console.print(Text(message), soft_wrap=True)
+        self._console.print(Text(one_line(message)), soft_wrap=True)
 
 
 class Bars:
@@ -152,11 +153,11 @@ class Bars:
 
     def log(self, message: str) -> None:
         """Print one line above the bars."""
-        self._bars.console.print(Text(message), soft_wrap=True)
+        self._bars.console.print(Text(one_line(message)), soft_wrap=True)
 
 
 def wording(name: str) -> str:
-    """``probe/commonest_action`` -> ``'probe commonest action'``."""
+    """``probe/untrained_idm`` -> ``'probe untrained idm'``."""
     return name.replace("_", " ").replace("/", " ")
 
 

@@ -8,8 +8,9 @@ import typer
 from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName, Reconfigure
 from lapo_cli.cli.tables import plan_table, summary_parts
 from lapo_cli.cli.terminal import terminal
+from lapo_cli.core.envs.base import parse_games
 from lapo_cli.core.errors import UsageError
-from lapo_cli.core.games import parse_games
+from lapo_cli.core.launchers.base import LAUNCHERS
 
 
 def run_all(
@@ -23,6 +24,9 @@ def run_all(
     run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/PRESET")] = None,
     reconfigure: Reconfigure = False,
     jobs: Annotated[int, typer.Option(min=1, help="Games side by side: one GPU each, or as many CPU shares.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(metavar="NAME", help="What runs them: local, or a launcher of a plugin.")
+    ] = "local",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run and what is done already, and do nothing.")
     ] = False,
@@ -33,10 +37,12 @@ def run_all(
 
     A game that fails is reported at the end (exit code 1) and does not stop the others.
 
-    Bundled demonstrations are used where no others were downloaded.
+    Data that is not here is downloaded first: the official files with the preset 'paper', the bundled demonstrations
+    with 'quick' (see the key data.source).
     """
     with terminal(output) as here:
-        names = [game.name for game in parse_games([games])]
+        names = parse_games([games], execution.data_dir)
+        LAUNCHERS.get(launcher)  # A misspelt name is reported before the second that loading PyTorch takes.
         numbers = _seeds(seeds)
         config = overrides.on_preset(preset)
 
@@ -44,7 +50,7 @@ def run_all(
         from lapo_cli.core.run_dir import RunDir
 
         where = run_dir or Path("runs", preset)
-        options = execution.options(wandb=logging.wandb, jobs=jobs)
+        options = execution.options(wandb=logging.wandb, jobs=jobs, launcher=launcher)
         if dry_run:
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
             here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
@@ -58,6 +64,6 @@ def run_all(
 
 def _seeds(text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise UsageError(f"'--seeds {text}' is no list of seeds: write whole numbers with commas, for example 0,1,2.")
+    if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
+        raise UsageError(f"'--seeds {text}' is not a list of seeds: give whole numbers with commas, for example 0,1,2.")
     return list(dict.fromkeys(int(word) for word in words))

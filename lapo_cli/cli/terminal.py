@@ -1,24 +1,27 @@
-"""What a command says and where: results on stdout, everything else on stderr, and an exit code at the end."""
+"""What a command prints and where: results on stdout, everything else on stderr, and an exit code at the end."""
 
 import contextlib
+import errno
 import json
 import math
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO, cast
 
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from lapo_cli.cli.options import Output
 from lapo_cli.cli.render import progress_on
-from lapo_cli.core.errors import LapoError
-from lapo_cli.core.files import disk_full_as_error
-
-_INTERRUPTED = 130
+from lapo_cli.core.errors import DiskFullError, LapoError, OutputError, UsageError, describe, one_line
+from lapo_cli.core.files import is_disk_full
+from lapo_cli.core.interrupts import INTERRUPTED, interrupting
 
 
 class Terminal:
@@ -29,12 +32,12 @@ class Terminal:
     """
 
     def __init__(self, output: Output) -> None:
-        self._output = output
-        self._out = Console(file=sys.stdout, highlight=False)
+        self._json = output.json
+        self._stdout = sys.stdout
+        self._out = Console(file=self._stdout, highlight=False)
         if not self._out.is_terminal:
             self._out.width = 1000  # A log file or a pipe has no edge to fold at.
-        self._err = Console(file=sys.stderr, highlight=False)
-        self.progress = progress_on(self._err, quiet=output.quiet)
+        self.progress = progress_on(_stderr(), quiet=output.quiet)
 
     @property
     def plain(self) -> bool:
@@ -42,76 +45,183 @@ class Terminal:
         return not self._out.is_terminal
 
     def say(self, message: str) -> None:
-        """Tell the person one sentence, unless they want it quiet."""
+        """Print one sentence on stderr, unless the command is quiet."""
         self.progress.log(message)
 
     def result(self, document: Mapping[str, Any], *readable: RenderableType) -> None:
-        """Print the command's result, once: ``document`` as JSON, or what is ``readable``."""
-        if self._output.json:
-            self._out.file.write(json.dumps(_json_like(document), indent=2, allow_nan=False) + "\n")
-            self._out.file.flush()
-            return
-        for part in readable:
-            with self._out.capture() as captured:
-                self._out.print(Text(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
-            # Tables have blank edges; one empty line after a table keeps what follows out of it in Markdown.
-            lines = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
-            self._out.file.write("\n".join([*lines, ""] if isinstance(part, str) else [*lines, "", ""]))
+        """Print the command's result, once: ``document`` as JSON, or what is ``readable``.
 
-    def fail(self, error: BaseException, message: str, code: int) -> typer.Exit:
-        """Report what went wrong; the exception to raise ends the process with ``code``."""
-        if self._output.debug:
-            import traceback
+        Raises:
+            OutputError: it cannot be written.
+        """
+        _write(self._stdout, _as_json(document) if self._json else "".join(map(self._rendered, readable)))
 
-            self._err.print(Text("".join(traceback.format_exception(error))), soft_wrap=True)
-        self._err.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
-        if self._output.json:
-            self.result({"error": {"type": type(error).__name__, "message": message, "exit_code": code}})
-        return typer.Exit(code)
+    def _rendered(self, part: RenderableType) -> str:
+        with self._out.capture() as captured:
+            self._out.print(Text(part) if isinstance(part, str) else part, soft_wrap=isinstance(part, str))
+        # Tables have blank edges; one empty line after a table keeps what follows out of it in Markdown.
+        lines = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+        return "\n".join([*lines, ""] if isinstance(part, str) else [*lines, "", ""])
 
 
 @contextlib.contextmanager
 def terminal(output: Output) -> Iterator[Terminal]:
-    """Run the body of a command: whatever it raises becomes one sentence and an exit code.
+    """The streams for the body of a command. What libraries print goes to stderr: stdout holds the result alone.
 
-    What libraries print goes to stderr, so that stdout holds the result alone.
+    Raises:
+        UsageError: the working directory has been deleted, so that no relative path means anything.
     """
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise UsageError("The working directory no longer exists: change to another one first.") from error
     here = Terminal(output)
     with contextlib.redirect_stdout(sys.stderr):
+        yield here
+
+
+class Program(TyperGroup):
+    """The whole command line: however it ends is an exit code and, where it failed, one sentence on stderr.
+
+    With ``--json`` the failure is one JSON document on stdout too, also where the options themselves are wrong.
+    """
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command that ``args`` say, and exit."""
+        words = sys.argv[1:] if args is None else list(args)
+        with interrupting():
+            try:
+                code = self._run(words or ["--help"], prog_name or "lapo", complete_var, extra)
+                _write(sys.stdout, "")  # What Typer printed may not be written yet.
+            except (Exception, KeyboardInterrupt) as error:
+                code = _report(error, as_json="--json" in words, debug="--debug" in words)
+            sys.exit(code)
+
+    def _run(self, words: list[str], name: str, complete_var: str | None, extra: dict[str, Any]) -> int:
+        self._main_shell_completion(extra, name, complete_var)
         try:
-            yield here
-        except (typer.Exit, BrokenPipeError):
-            raise
-        except KeyboardInterrupt as error:
-            message = "Interrupted: what was finished is kept; the same command resumes."
-            raise here.fail(error, message, _INTERRUPTED) from None
-        except Exception as error:
-            known = _as_lapo_error(error)
-            if known is not None:
-                raise here.fail(error, str(known), known.exit_code) from None
-            what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
-            advice = "--debug shows the traceback, and 'lapo info' what to add to a bug report."
-            raise here.fail(error, f"{what}. {advice}", 1) from None
+            with self.make_context(name, list(words), **extra) as context:
+                self.invoke(context)
+        except typer.Exit as end:
+            return end.exit_code
+        return 0
 
 
-def _as_lapo_error(error: Exception) -> LapoError | None:
-    """The sentence for a person, where the exception is of a kind that people cause."""
+def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Print what went wrong; the exit code."""
+    if isinstance(error, OutputError) and isinstance(error.__cause__, BrokenPipeError):
+        return error.exit_code  # The reader has seen enough, as in 'lapo info | head -1'.
+    message, code = _explain(error)
+    stderr = _stderr()
+    if debug:
+        import traceback
+
+        stderr.print(Text("".join(traceback.format_exception(error))), soft_wrap=True)
+    stderr.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+    if as_json:
+        with contextlib.suppress(OutputError):
+            _write(
+                sys.stdout,
+                _as_json({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}),
+            )
+    return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One line for the user, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted: what was finished is kept; the same command resumes.", INTERRUPTED
+    if isinstance(error, OSError):
+        error = _as_lapo_error(error) or error
     if isinstance(error, LapoError):
-        return error
-    if not isinstance(error, OSError):
-        return None
+        return one_line(str(error)), error.exit_code
+    if isinstance(error, TyperException):
+        context = getattr(error, "ctx", None)
+        advice = "" if context is None else f" '{context.command_path} --help' shows what there is."
+        return one_line(error.format_message()) + advice, error.exit_code
+    advice = "--debug shows the traceback, and 'lapo info' what to add to a bug report."
+    return f"{describe(error)}. {advice}", 1
+
+
+def _as_lapo_error(error: OSError) -> LapoError | None:
+    """The same as a sentence for the user, where it says enough."""
     path = Path(str(error.filename)) if error.filename is not None else None
+    if is_disk_full(error):
+        where = "A disk" if path is None else f"The disk that holds {path.parent}"
+        return DiskFullError(f"{where} is full: free some space there, then run the same command again.")
+    if path is None:
+        return None
+    return LapoError(f"{path} cannot be used ({error.strerror}): check the path and its permissions.")
+
+
+class _Unfailing:
+    """A stream that drops what cannot be written: that nobody reads the progress is no reason to end the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            _discard(self._stream)
+
+
+def _stderr() -> Console:
+    stream = None if sys.stderr is None else cast(IO[str], _Unfailing(sys.stderr))
+    return Console(file=stream, stderr=True, highlight=False)
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Write and flush.
+
+    Raises:
+        OutputError: that failed.
+    """
     try:
-        with disk_full_as_error(path.parent if path else Path.cwd()):
-            raise error
-    except LapoError as full:
-        return full
-    except OSError:
-        return (
-            LapoError(f"{path} cannot be used ({error.strerror}): check the path and its permissions.")
-            if path
-            else None
-        )
+        if stream is None and text:
+            raise OSError(errno.EBADF, "it is closed")
+        if stream is not None:
+            stream.write(text)
+            stream.flush()
+    except OSError as error:
+        _discard(stream)
+        raise OutputError(
+            f"The result cannot be written to standard output ({error.strerror}): send it elsewhere and run the same "
+            "command again."
+        ) from error
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Let what ``stream`` still holds go nowhere, or Python would fail to flush it when it exits."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(_json_like(document), indent=2, allow_nan=False) + "\n"
 
 
 def _json_like(value: Any) -> Any:

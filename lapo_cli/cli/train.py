@@ -8,7 +8,7 @@ import typer
 from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, Reconfigure, RunPath
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
-from lapo_cli.core.games import get_game
+from lapo_cli.core.envs.base import parse_games
 
 if TYPE_CHECKING:
     from lapo_cli.core.pipeline import Options
@@ -32,7 +32,7 @@ def train_idm(
 ) -> None:
     """Stage 1: learn latent actions from frames (inverse dynamics and world model)."""
     with terminal(output) as here:
-        get_game(game)  # A misspelt name is told before the second that loading PyTorch takes.
+        (game,) = parse_games([game], execution.data_dir)  # Reported before the second that loading PyTorch takes.
         config = overrides.on_preset(preset)
 
         from lapo_cli.core import pipeline

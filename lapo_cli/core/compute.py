@@ -1,5 +1,6 @@
 """The device that computes, and the precision it computes in."""
 
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -50,19 +51,17 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"'{device}' is no device: use auto, cpu, cuda or cuda:N.") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise DeviceError(f"Device '{device}' is not supported: use auto, cpu, cuda or cuda:N.")
-    if chosen.type == "cuda":
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,9}))?", device)
+    if match is None:
+        raise DeviceError(f"There is no device '{device}': use auto, cpu, cuda or cuda:N.")
+    if device != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (chosen.index or 0) >= count:
+        if int(match[1] or 0) >= count:
             raise DeviceError(
-                f"Device '{device}' was asked for but this machine offers PyTorch {count or 'no'} CUDA device(s): "
+                f"Device '{device}' was requested but this machine offers PyTorch {count or 'no'} CUDA device(s): "
                 "use --device cpu, or install a CUDA build of PyTorch."
             )
+    chosen = torch.device(f"cuda:{int(match[1])}" if match[1] else device)
     bf16 = _has_fast_bf16(chosen) if precision == "auto" else precision == "bf16"
     return Compute(chosen, bf16)
 

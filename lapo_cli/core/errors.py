@@ -1,4 +1,4 @@
-"""The exceptions a person can cause.
+"""The exceptions that users can cause.
 
 Every message is one sentence that says what happened, followed by what to do next. The CLI shows the message
 alone and exits with ``exit_code``; any other exception is a defect of the tool.
@@ -12,7 +12,7 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 class LapoError(Exception):
-    """Something a person can put right; base of the family. Exit code 1: the work failed."""
+    """Something the user can correct; base of the family. Exit code 1: the work failed."""
 
     exit_code = 1
 
@@ -65,3 +65,26 @@ class EnvironmentUnavailableError(LapoError):
 
 class TrainingDivergedError(LapoError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class OutputError(LapoError):
+    """The result of a command cannot be written to standard output."""
+
+
+MESSAGE_LENGTH = 1000
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line of at most :data:`MESSAGE_LENGTH` printable characters, shortened in the middle."""
+    if len(text) > 4 * MESSAGE_LENGTH:
+        text = f"{text[: 2 * MESSAGE_LENGTH]} … {text[-2 * MESSAGE_LENGTH :]}"
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    if len(line) > MESSAGE_LENGTH:
+        half = MESSAGE_LENGTH // 2 - 2
+        line = f"{line[:half]} … {line[-half:]}"
+    return line
+
+
+def describe(error: BaseException) -> str:
+    """Type and message of an exception that is a defect of the tool, without a full stop."""
+    return f"{type(error).__name__}: {one_line(str(error))}".rstrip(".: ")

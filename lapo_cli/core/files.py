@@ -54,6 +54,11 @@ def human_bytes(count: float) -> str:
     return f"{size:.1f} TB"
 
 
+def is_disk_full(error: OSError) -> bool:
+    """Whether there is no space left, or the quota is exceeded."""
+    return error.errno in _FULL
+
+
 @contextmanager
 def disk_full_as_error(folder: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" into a sentence.
@@ -64,7 +69,7 @@ def disk_full_as_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_disk_full(error):
             raise DiskFullError(
                 f"The disk that holds {folder} is full: free some space there or choose another folder, "
                 "then run the same command again."

@@ -4,17 +4,10 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 """
 
 import json
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
@@ -23,10 +16,11 @@ from lapo_cli.core.data.download import download
 from lapo_cli.core.data.store import SPLITS, Split, store_path
 from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import LapoError, MissingInputError, UsageError
+from lapo_cli.core.errors import LapoError, MissingInputError, UsageError, describe, one_line
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
 from lapo_cli.core.evaluation.summary import Failure, Summary
-from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.launchers.base import LAUNCHERS
+from lapo_cli.core.progress import Progress
 from lapo_cli.core.recording.players import load_player
 from lapo_cli.core.recording.record import Member, partial_path, record
 from lapo_cli.core.report import figures
@@ -47,6 +41,7 @@ class Options:
         fresh: start stages over instead of resuming or skipping them.
         wandb: log to Weights & Biases too.
         jobs: games and seeds side by side.
+        launcher: what runs them, by its name in :data:`LAUNCHERS`.
     """
 
     device: str = "auto"
@@ -54,6 +49,7 @@ class Options:
     fresh: bool = False
     wandb: bool = False
     jobs: int = 1
+    launcher: str = "local"
 
 
 @dataclass(frozen=True)
@@ -211,15 +207,15 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     Raises:
         LapoError: nothing could be started at all.
     """
-    chains = [(game, seed) for game in games for seed in seeds]
+    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
     resolve(options.device, run.config.precision)
     with run.lock():
-        work = _side_by_side if options.jobs > 1 else _one_by_one
-        failures = sorted(work(run, chains, options, progress), key=lambda f: chains.index((f.game, f.seed)))
+        failures = _launch(chains, options, progress)
         failed = {(failure.game, failure.seed) for failure in failures}
         # Evaluated already: the table is made again from what the chains have kept.
         kept = replace(options, fresh=False)
-        finished = [_context(run, run.seed_dir(*chain), kept, progress) for chain in chains if chain not in failed]
+        done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
+        finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
         return _summarize(finished, failures, run.path, None)
 
 
@@ -243,22 +239,6 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     return planned
 
 
-def _chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> None:
-    """One game and seed from data to evaluated policies."""
-    ctx = _context(run, run.seed_dir(game, seed), options, progress)
-    ensure_data(ctx)
-    for stage in chain():
-        reason = stage.applicable(ctx)
-        if reason is not None:
-            progress.log(f"{game}, seed {seed}: {stage.name} is left out, since {reason}.")
-            continue
-        result = stages.run_stage(ctx, stage)
-        if result.skipped:
-            progress.log(f"{game}, seed {seed}: {result.stage} was finished before.")
-    for candidate in candidates(ctx):
-        episodic_returns(ctx, candidate)
-
-
 def ensure_data(ctx: Context) -> None:
     """Stub."""
     game, data = ctx.seed_dir.game, ctx.config.data
@@ -266,66 +246,62 @@ def ensure_data(ctx: Context) -> None:
         download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
 
 
-def _failure(game: str, seed: int, error: Exception, progress: Progress) -> Failure:
+@dataclass(frozen=True)
+class Chain:
+    """All of one game and seed, as a job for a launcher."""
+
+    run: RunDir
+    game: str
+    seed: int
+    options: Options
+
+    @property
+    def title(self) -> str:
+        """Game and seed."""
+        return f"{self.game}/{self.seed}"
+
+    def __call__(self, device: str, progress: Progress) -> None:
+        """Everything from data to evaluated policies."""
+        seed_dir, options = self.run.seed_dir(self.game, self.seed), replace(self.options, device=device)
+        ctx = _context(self.run, seed_dir, options, progress)
+        ensure_data(ctx)
+        for stage in chain():
+            reason = stage.applicable(ctx)
+            if reason is not None:
+                progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
+                continue
+            result = stages.run_stage(ctx, stage)
+            if result.skipped:
+                progress.log(f"{self.game}, seed {self.seed}: {result.stage} was finished before.")
+        for candidate in candidates(ctx):
+            episodic_returns(ctx, candidate)
+
+
+def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
     """Note what stopped one game and seed; whatever it was, the others go on."""
-    if isinstance(error, LapoError):
-        message = str(error)
-    elif isinstance(error, BrokenExecutor):  # One process killed from outside takes the pool with it.
-        message = "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
-    else:
-        what = f"{type(error).__name__}: {error}".rstrip(". ")
-        message = f"{what}. The stage alone, with --debug, shows the traceback."
-    progress.log(f"{game}, seed {seed} stopped: {message}")
-    return Failure(game, seed, message)
+    message = one_line(str(error))
+    if not isinstance(error, LapoError):
+        message = f"{describe(error)}. The stage alone, with --debug, shows the traceback."
+    progress.log(f"{chain.game}, seed {chain.seed} stopped: {message}")
+    return Failure(chain.game, chain.seed, message)
 
 
-def _one_by_one(run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress) -> Iterable[Failure]:
-    for game, seed in chains:
-        try:
-            _chain(run, game, seed, options, progress)
-        except Exception as error:
-            yield _failure(game, seed, error, progress)
-
-
-def _side_by_side(
-    run: RunDir, chains: list[tuple[str, int]], options: Options, progress: Progress
-) -> Iterable[Failure]:
-    """Processes of their own, each with a GPU or an equal share of the CPU."""
-    for game, seed in dict(chains).items():
-        # Once for all its seeds, which would get in each other's way; if it fails, its chains say so.
-        with suppress(LapoError):
-            ensure_data(_context(run, run.seed_dir(game, seed), options, progress))
-    jobs = min(options.jobs, len(chains))
-    gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") and resolve(options.device).is_cuda else 0
-    devices = [f"cuda:{number % gpus}" if gpus else options.device for number in range(jobs)]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    spawn = multiprocessing.get_context("spawn")
-    waiting = deque(chains)
-    working: dict[Future[None], tuple[str, int, str]] = {}
-    with (
-        progress.task("games and seeds", len(chains), "run") as task,
-        ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool,
-    ):
-        while waiting or working:
-            # No more are handed over than can work, or Ctrl-C would start the next ones.
-            while waiting and devices:
-                (game, seed), device = waiting.popleft(), devices.pop(0)
-                try:
-                    future = pool.submit(_chain, run, game, seed, replace(options, device=device), Silent())
-                except BrokenExecutor as error:
-                    devices.append(device)
-                    yield _failure(game, seed, error, progress)
-                else:
-                    working[future] = (game, seed, device)
-            for future in wait(working, return_when=FIRST_COMPLETED).done:
-                game, seed, device = working.pop(future)
-                devices.append(device)
-                try:
-                    future.result()
-                    progress.log(f"{game}, seed {seed} is finished.")
-                except Exception as error:
-                    yield _failure(game, seed, error, progress)
-            task.update(len(chains) - len(waiting) - len(working))
+def _launch(chains: list[Chain], options: Options, progress: Progress) -> list[Failure]:
+    """Run all chains; those that failed, in their order."""
+    launcher = LAUNCHERS.get(options.launcher)
+    if options.jobs > 1:
+        for chain in {chain.game: chain for chain in chains}.values():
+            # Once for all its seeds, which would get in each other's way; if it fails, its chains report it.
+            with suppress(LapoError):
+                ensure_data(_context(chain.run, chain.run.seed_dir(chain.game, chain.seed), options, progress))
+    failures: dict[int, Failure] = {}
+    with progress.task("games and seeds", len(chains), "run") as task:
+        outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress)
+        for finished, (index, error) in enumerate(outcomes, start=1):
+            if error is not None:
+                failures[index] = _failure(chains[index], error, progress)
+            task.update(finished)
+    return [failures[index] for index in sorted(failures)]
 
 
 def _stage_of(path: Path, contexts: list[Context]) -> str | None:

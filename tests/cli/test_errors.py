@@ -30,7 +30,7 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["train-idm", "bigfsh"], "There is no game 'bigfsh': did you mean 'bigfish'?"),
         (["run-all", "--games", "coinrum"], "There is no game 'coinrum': did you mean 'coinrun'?"),
         (["run-all", "--games", ","], "No game was named"),
-        (["run-all", "--games", "maze", "--seeds", "0,x"], "'--seeds 0,x' is no list of seeds"),
+        (["run-all", "--games", "maze", "--seeds", "0,x"], "'--seeds 0,x' is not a list of seeds"),
         (["run-all", "--games", "maze", "--preset", "fast"], "There is no preset 'fast': choose one of paper, quick."),
         (
             ["train-idm", "maze", "--set", "stage1.lrr=1"],
@@ -111,7 +111,7 @@ def test_a_command_that_fails_leaves_the_run_as_it_was(lapo: Lapo, home: Path, w
 def test_cuda_asked_for_and_absent(lapo: Lapo) -> None:
     said = lapo("train-idm", "maze", "--device", "cuda")
     assert said.exit_code == 2
-    assert "'cuda' was asked for but this machine offers PyTorch no CUDA device(s)" in said.stderr
+    assert "'cuda' was requested but this machine offers PyTorch no CUDA device(s)" in said.stderr
 
 
 def test_a_run_without_the_earlier_stage(lapo: Lapo, home: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from lapo_cli.core import interrupts
 from lapo_cli.core.config import Ramp, Stage1Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
@@ -90,7 +91,23 @@ def test_a_signal_checkpoints_after_the_update_and_interrupts(
     assert counter.count == 10
 
 
-def test_a_second_signal_interrupts_at_once(context: MakeContext, stage: StageDir) -> None:
+def test_a_signal_repeated_within_a_moment_still_checkpoints(context: MakeContext, stage: StageDir) -> None:
+    def act(step: int) -> float:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(context(), stage, 10, act, _Counter())
+    state = stage.load_state()
+    assert state is not None
+    assert state["step"] == 1
+
+
+def test_a_second_signal_later_on_interrupts_at_once(
+    context: MakeContext, stage: StageDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_REPEAT_SECONDS", 0)
     counter = _Counter()
 
     def act(step: int) -> float:

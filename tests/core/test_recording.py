@@ -396,7 +396,7 @@ def test_epsilons_must_fit_the_policies(tmp_path: Path) -> None:
 def test_kill_9_loses_no_more_than_the_last_minute_and_leaves_no_half_log(tmp_path: Path) -> None:
     script = (
         "import lapo_cli.core.recording.record as r; r._CHECKPOINT_SECONDS = 0.2;"
-        "from lapo_cli.cli.main import main; main()"
+        "from lapo_cli.__main__ import main; main()"
     )
     words = ["record", "maze", "--policy", "random", "--frames", "400000", "--num-envs", "8", "--to", str(tmp_path)]
     process = subprocess.Popen(

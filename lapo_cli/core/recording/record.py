@@ -16,9 +16,9 @@ from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.evaluation.statistics import mean_return
 from lapo_cli.core.games import NUM_ACTIONS, get_game
+from lapo_cli.core.interrupts import interruptible
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.recording.players import Player
-from lapo_cli.core.training.loop import interruptible
 
 _SHA_EVERY = 64
 _CHECKPOINT_SECONDS = 60.0

@@ -9,17 +9,16 @@ A stage brings its modules and optimizer and one line of a ``for``::
 """
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lapo_cli.core.errors import CorruptDataError, TrainingDivergedError
+from lapo_cli.core.interrupts import interruptible
 from lapo_cli.core.run_dir import STATE, StageDir
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import MetricsLog
@@ -157,27 +156,6 @@ class TrainingLoop:
             means[name] = values.mean().item()
         self._pending.clear()
         self.measure(step, means)
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that no update is cut in half; the second one is immediate."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def note(number: int, frame: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,0 +1,99 @@
+"""Ctrl-C and SIGTERM: the first one stops the work in good order, repetitions within a second change nothing.
+
+The same request often comes more than once: a held Ctrl-C repeats, and a terminal signals a whole group of processes
+while a parent process forwards what it got.
+"""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+INTERRUPTED = 130
+"""Exit code of a process that was interrupted."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_REPEAT_SECONDS = 1.0
+_last_request = -math.inf
+
+
+def _is_repeated() -> bool:
+    global _last_request
+    now = time.monotonic()
+    if now - _last_request < _REPEAT_SECONDS:
+        return True
+    _last_request = now
+    return False
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+    global _last_request
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals there alone.
+        yield
+        return
+    _last_request = -math.inf
+    previous = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into KeyboardInterrupt; clean-up has a second before another one can disturb it."""
+
+    def interrupt(number: int, frame: object) -> None:
+        if not _is_repeated():
+            raise KeyboardInterrupt
+
+    with _handled_by(interrupt):
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into an event, so that no update is cut in half.
+
+    One that comes a second or more after it raises KeyboardInterrupt at once.
+    """
+    event = threading.Event()
+
+    def note(number: int, frame: object) -> None:
+        if _is_repeated():
+            return
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    with _handled_by(note):
+        yield event
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM after the block; processes started in it wait for :func:`deliver`."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def deliver() -> None:
+    """Let Ctrl-C and SIGTERM reach this thread, also those that came before."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def exit_at_once() -> None:
+    """From now on Ctrl-C and SIGTERM end the process silently: it is starting or ending and has nothing to lose.
+
+    Python's own handler would print a traceback.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(INTERRUPTED))

@@ -1,0 +1,215 @@
+"""Runs jobs on this machine: one after the other in this process, or several in processes of their own.
+
+A process runs one job. It never outlives the one that started it: when that is interrupted, terminated or killed, the
+job is interrupted too, writes its checkpoint and releases its locks.
+"""
+
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from lapo_cli.core.errors import LapoError, describe
+from lapo_cli.core.interrupts import INTERRUPTED, deliver, exit_at_once, interrupting, postponed
+from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
+from lapo_cli.core.plugins import load_plugin, loaded_plugins
+from lapo_cli.core.progress import Progress, Relay, Replay
+
+_CHECKPOINT_SECONDS = 60.0
+
+
+class Local(Launcher):
+    """``slots`` processes, each with a GPU or an equal share of the CPU; with one slot, this process."""
+
+    name = "local"
+
+    def run(
+        self, jobs: Sequence[Job], *, slots: int, device: str, progress: Progress
+    ) -> Iterator[tuple[int, Exception | None]]:
+        """See :meth:`Launcher.run`."""
+        if slots == 1:
+            yield from _one_by_one(jobs, device, progress)
+        else:
+            yield from _side_by_side(jobs, min(slots, len(jobs)), device, progress)
+
+
+LAUNCHERS.register(Local())
+
+
+def _one_by_one(jobs: Sequence[Job], device: str, progress: Progress) -> Iterator[tuple[int, Exception | None]]:
+    for index, job in enumerate(jobs):
+        error = None
+        try:
+            job(device, progress)
+        except Exception as caught:
+            error = caught
+        yield index, error
+
+
+def _side_by_side(
+    jobs: Sequence[Job], slots: int, device: str, progress: Progress
+) -> Iterator[tuple[int, Exception | None]]:
+    waiting = deque(enumerate(jobs))
+    devices = deque(_devices(slots, device))
+    working: dict[Connection, _Worker] = {}
+    try:
+        while waiting or working:
+            while waiting and devices:
+                index, job = waiting.popleft()
+                with postponed():  # Else one that comes before the worker is noted would leave it behind.
+                    worker = _Worker(index, job, devices.popleft(), slots, progress)
+                    working[worker.events] = worker
+            for events in wait(list(working)):
+                assert isinstance(events, Connection)
+                worker = working[events]
+                if not worker.receive():
+                    del working[events]
+                    devices.append(worker.device)
+                    yield worker.index, worker.outcome
+    finally:
+        _stop(list(working.values()))
+
+
+def _devices(slots: int, device: str) -> list[str]:
+    """The device of every slot: GPUs in turn, where the choice is left to us and there are any."""
+    if device in ("auto", "cuda"):
+        import torch  # Late, because it is slow to load and the command line lists launchers.
+
+        if torch.cuda.is_available():
+            return [f"cuda:{slot % torch.cuda.device_count()}" for slot in range(slots)]
+    return [device] * slots
+
+
+class _Worker:
+    """A process with its job, as the process that started it sees it.
+
+    Attributes:
+        events: what it sends; at its end when it is no more.
+        outcome: what it failed with, or None; only when it is no more.
+    """
+
+    def __init__(self, index: int, job: Job, device: str, slots: int, progress: Progress) -> None:
+        self.index, self.device = index, device
+        self.replay = Replay(progress)
+        self.outcome: Exception | None = LapoError(
+            "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
+        )
+        resource_tracker.ensure_running()  # Started together with the process, it would undo that signals wait.
+        self.events, theirs = multiprocessing.Pipe(duplex=False)
+        arguments = (theirs, loaded_plugins(), pickle.dumps(job), device, slots)
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=_work, args=arguments, name=job.title)
+        self.process.start()
+        theirs.close()
+
+    def receive(self) -> bool:
+        """Take one event, or notice that the process is no more."""
+        try:
+            event = self.events.recv()
+        except (EOFError, OSError):
+            self.replay.close()
+            self.events.close()
+            self.process.join()
+            return False
+        if event[0] == "end":
+            self.outcome = event[1]
+        else:
+            self.replay.receive(event)
+        return True
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """Have workers write their checkpoints and end; if that is interrupted too, end them at once."""
+    try:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.replay.close()
+        for worker in workers:
+            worker.process.join()
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.process.kill()
+        raise
+
+
+def _work(events: Connection, plugins: list[Path], job: bytes, device: str, slots: int) -> None:
+    """The whole life of a worker; signals are postponed when it starts."""
+    exit_at_once()
+    # Threads inherit that signals are postponed, so that they interrupt the main thread and no other.
+    sender = _Sender(events)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    error = None
+    try:
+        with interrupting():
+            deliver()
+            try:
+                for plugin in plugins:
+                    load_plugin(plugin)
+                import torch
+
+                torch.set_num_threads(max(1, torch.get_num_threads() // slots))
+                pickle.loads(job)(device, Relay(sender.send))
+            except Exception as caught:
+                error = caught
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sender.send(("end", None if error is None else _sendable(error)))
+    sender.close()
+
+
+class _Sender:
+    """Sends events from a thread of its own: an interruption cannot cut one in half, nor a full pipe hold up the work.
+
+    What cannot be sent is dropped, because then nobody receives it any more.
+    """
+
+    def __init__(self, events: Connection) -> None:
+        self._events = events
+        self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def send(self, event: tuple[Any, ...]) -> None:
+        self._queue.put(event)
+
+    def close(self) -> None:
+        """Wait until all is sent."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (event := self._queue.get()) is not None:
+                self._events.send(event)
+        except OSError:
+            pass
+
+
+def _end_with_parent() -> None:
+    """When the process that started this one is no more, interrupt the work; then wait no longer than necessary."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_CHECKPOINT_SECONDS)
+    os._exit(INTERRUPTED)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The same exception, or one with the same message where it cannot be pickled or read back."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return LapoError(str(error)) if isinstance(error, LapoError) else RuntimeError(describe(error))
+    return error
