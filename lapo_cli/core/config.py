@@ -23,7 +23,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which frames stages 1 and 2 see."""
 
-    source: Literal["drive", "demos"] = Field(
+    source: str = Field(
         default="drive",
         description="Where run-all gets games that are not here yet: the official Google Drive files, or bundled ones.",
     )

@@ -19,18 +19,16 @@ import torch
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
-from lapo_cli.core.data.download import download
-from lapo_cli.core.data.sources.replay import bundled_logs, log_source
-from lapo_cli.core.data.store import SPLITS, Split, open_store, store_path
-from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.errors import LapoError, MissingInputError, UsageError
+from lapo_cli.core.data.download import ensure_stores
+from lapo_cli.core.data.store import open_store
+from lapo_cli.core.errors import LapoError, MissingInputError
 from lapo_cli.core.evaluation import evaluate as measure
 from lapo_cli.core.evaluation.rollout import Act, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, estimate_row, make_row, with_mean_of_games
 from lapo_cli.core.games import get_game
 from lapo_cli.core.progress import Progress, Silent
-from lapo_cli.core.recording.players import load_player
-from lapo_cli.core.recording.record import Member, partial_path, record
+from lapo_cli.core.recording.demonstrations import Recorded
+from lapo_cli.core.recording.demonstrations import record_demonstrations as record_replay_logs
 from lapo_cli.core.report import figures as pictures
 from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
 from lapo_cli.core.stages import expert, idm, offline, online, policy
@@ -119,91 +117,9 @@ def train_expert(run: RunDir, game: str, seed: int, options: Options, progress: 
     return [result]
 
 
-TEST_SEEDS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A replay log that :func:`record_demonstrations` wrote.
-
-    Attributes:
-        game, split: what it holds.
-        path: the file.
-        frames: how many it makes.
-        info: what made it and how well it went.
-    """
-
-    game: str
-    split: Split
-    path: Path
-    frames: int
-    info: dict[str, Any]
-
-
-def record_demonstrations(
-    game: str,
-    policies: list[str],
-    epsilons: list[float],
-    to: Path,
-    *,
-    frames: dict[Split, int],
-    num_envs: int,
-    seed: int,
-    greedy: bool,
-    options: Options,
-    progress: Progress,
-) -> list[Recorded]:
-    """Write replay logs of one or more policies, and verify that they replay.
-
-    Args:
-        policies: words that :func:`load_player` knows.
-        epsilons: share of random actions, one for all policies or one for each.
-        to: folder of the logs.
-        frames: split -> how many frames at least.
-        num_envs: environments side by side, at least one a policy.
-        seed: below :data:`TEST_SEEDS`; test logs are played with seeds from there on, and on other levels.
-        greedy: networks take their likeliest action instead of sampling.
-
-    Raises:
-        UsageError: policies, epsilons and environments do not fit together, or the folder holds other recordings.
-        LapoError: a policy is missing or damaged, nothing can act here, or the disk is full.
-    """
-    if len(epsilons) not in (1, len(policies)):
-        raise UsageError(
-            f"{len(epsilons)} values of --epsilon do not fit {len(policies)} of --policy: give one for all or one each."
-        )
-    if len(policies) > num_envs:
-        raise UsageError(f"{len(policies)} policies need as many environments: give a larger --num-envs.")
-    compute = resolve(options.device)
-    shares = epsilons * len(policies) if len(epsilons) == 1 else epsilons
-    members = [
-        Member(load_player(word, game, greedy=greedy, compute=compute), epsilon)
-        for word, epsilon in zip(policies, shares, strict=True)
-    ]
-    with files.disk_full_as_error(to):
-        to.mkdir(parents=True, exist_ok=True)
-    written = []
-    played: frozenset[int] = frozenset()
-    with only_one(to / f".{game}.lock", f"recording {game} in {to}"):
-        if options.fresh:
-            for path in (to / f"{game}-{split}.npz" for split in SPLITS):
-                path.unlink(missing_ok=True)
-                partial_path(path).unlink(missing_ok=True)
-        for split, count in frames.items():
-            path = to / f"{game}-{split}.npz"
-            recording = record(
-                game,
-                members,
-                path,
-                frames=count,
-                num_envs=num_envs,
-                seed=seed if split == "train" else seed + TEST_SEEDS,
-                avoid=played,
-                progress=progress,
-            )
-            played |= recording.levels
-            written.append(Recorded(game, split, path, recording.log.num_frames, dict(recording.log.info)))
-    return written
+def record_demonstrations(*args: Any, options: Options, **more: Any) -> list[Recorded]:
+    """See :func:`lapo_cli.core.recording.demonstrations.record_demonstrations`."""
+    return record_replay_logs(*args, compute=resolve(options.device), fresh=options.fresh, **more)
 
 
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
@@ -276,22 +192,9 @@ def _chain(run: RunDir, game: str, seed: int, options: Options, progress: Progre
 
 
 def ensure_data(ctx: Context) -> None:
-    """Get the frame stores of a game, from where the configuration says, unless they are here.
-
-    Raises:
-        LapoError: they could not be had.
-    """
-    game, data = ctx.seed_dir.game, ctx.config.data
-    if not all(store_path(ctx.data_dir, game, split).exists() for split in SPLITS):
-        ctx.progress.log(f"Getting {game} ({'bundled' if data.source == 'demos' else 'official'}) into {ctx.data_dir}.")
-        download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
-    store = open_store(ctx.data_dir, game, "train").manifest
-    if data.source == "drive" and store.source.startswith(log_source(bundled_logs(game)["train"], None)):
-        raise MissingInputError(
-            f"{ctx.data_dir} holds the bundled demonstrations of {game} but this configuration wants the official "
-            f"ones: get them with 'lapo download {game}', or use what is there with --set data.source=demos."
-        )
-    ctx.progress.log(f"{game}: {store.num_frames:,} training frames from {store.source}.")
+    """See :func:`ensure_stores`."""
+    data = ctx.config.data
+    ensure_stores(ctx.seed_dir.game, ctx.data_dir, data.source, data.max_frames, ctx.progress)
 
 
 def _failure(game: str, seed: int, error: Exception, progress: Progress) -> Failure:
