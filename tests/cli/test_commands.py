@@ -11,9 +11,9 @@ from typer.testing import Result
 from lapo_cli.core import pipeline
 from lapo_cli.core.config import describe, load_config
 from lapo_cli.core.data import download
+from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import DownloadError
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary
-from lapo_cli.core.games import GAMES
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.training.stage import StageResult
 

@@ -77,7 +77,7 @@ def test_chunks_are_ordered_by_number(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / "train" / f"{number}.npz").touch()
     (tmp_path / "train" / "notes.npz").touch()
-    names = [chunk.origin.name for chunk in find_chunks(tmp_path, "bigfish", "train")]
+    names = [chunk.origin.name for chunk in find_chunks(tmp_path, "bigfish")["train"]]
     assert names == [f"{number}.npz" for number in range(12)]
 
 
@@ -87,14 +87,15 @@ def test_missing_numbers_are_named(tmp_path: Path, removed: list[int], named: st
     for number in set(range(4)) - set(removed):
         (tmp_path / "train" / f"{number}.npz").touch()
     with pytest.raises(CorruptDataError, match=f"lacks {named} in"):
-        find_chunks(tmp_path, "bigfish", "train")
+        find_chunks(tmp_path, "bigfish")
 
 
 def test_a_source_without_chunks_or_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match=r"bigfish/train/0\.npz"):
-        find_chunks(tmp_path, "bigfish", "train")
+    assert find_chunks(tmp_path, "bigfish") == {}
+    with pytest.raises(MissingInputError, match="no train chunks of bigfish"):
+        import_chunks(tmp_path, tmp_path, "bigfish", "train")
     with pytest.raises(MissingInputError, match="nothing"):
-        find_chunks(tmp_path / "nothing", "bigfish", "train")
+        import_chunks(tmp_path / "nothing", tmp_path, "bigfish", "train")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_a_source_without_chunks_or_that_is_not_there(tmp_path: Path) -> None:
         ({"ta": np.full(40, 15)}, "ta holds values from 15 to 15"),
         ({"ta": np.full(40, -1)}, "ta holds values from -1"),
         ({"ta": np.zeros(40)}, "ta holds float64"),
-        ({"ta": np.array([None] * 40)}, "truncated or altered"),
+        ({"ta": np.array([None] * 40)}, "neither numbers nor text"),
         ({"done": np.zeros(40, np.float32)}, "done holds float32"),
-        ({"rewards": np.full(40, np.nan, np.float32)}, "rewards holds float32"),
+        ({"rewards": np.full(40, np.nan, np.float32)}, "rewards holds values that are not finite"),
         ({"rewards": np.zeros(40, np.int64)}, "rewards holds int64"),
     ],
 )

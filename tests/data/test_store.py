@@ -24,13 +24,13 @@ def test_what_is_put_is_read_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
     path = store_path(tmp_path, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         assert writer.reserve(4) == 0
         assert writer.reserve(3) == 4
         writer.put_frames(5, frames[5:])  # In any order.
         writer.put_frames(0, frames[:5])
         writer.put_columns(0, np.arange(7), np.arange(7.0), np.arange(7) == 0)
-        made = writer.finish(source="here", made_by="test", num_episodes=3, mean_return=1.5)
+        made = writer.finish(source="here", made_by="test", episode_returns=[0.5, 1.0, 3.0])
     store = open_store(tmp_path, "bigfish", "train")
     assert store.manifest == made
     assert (made.num_frames, made.num_episodes, made.mean_return, made.source) == (7, 3, 1.5, "here")
@@ -140,7 +140,7 @@ def test_a_damaged_store_is_refused_with_the_remedy(
 
 
 def _abandon(path: Path) -> None:
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(10)
         raise RuntimeError
 
@@ -155,7 +155,7 @@ def test_leaving_without_finish_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("forgotten", ["frames", "columns", "all"])
 def test_a_store_with_holes_cannot_be_finished(tmp_path: Path, forgotten: str) -> None:
     path = store_path(tmp_path, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         if forgotten != "all":
             writer.reserve(3)
         if forgotten == "columns":
@@ -163,13 +163,13 @@ def test_a_store_with_holes_cannot_be_finished(tmp_path: Path, forgotten: str) -
         if forgotten == "frames":
             writer.put_columns(0, np.zeros(3, int), np.zeros(3), np.ones(3, bool))
         with pytest.raises(ValueError, match="rows reserved"):
-            writer.finish(source="", made_by="", num_episodes=0, mean_return=None)
+            writer.finish(source="", made_by="", episode_returns=[])
     assert not path.exists()
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64, 3), (2, 64, 64)])
 def test_rows_that_are_not_reserved_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with StoreWriter(store_path(tmp_path, "bigfish", "train"), "bigfish", "train") as writer:
+    with StoreWriter(store_path(tmp_path, "bigfish", "train"), "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(3)
         with pytest.raises(ValueError, match="cannot put"):
             writer.put_frames(0, np.zeros(shape, np.uint8))
@@ -190,17 +190,17 @@ def test_an_older_store_stays_until_the_new_one_is_whole(tmp_path: Path, make_st
 def test_killed_between_the_two_renames_the_older_store_comes_back(tmp_path: Path, make_store: MakeStore) -> None:
     path = make_store(tmp_path)
     path.rename(path.with_name(".train.older"))
-    with StoreWriter(path, "bigfish", "train"):
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15):
         assert FrameStore.open(path).manifest.num_frames == 50
 
 
 def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
     path = store_path(tmp_path, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         other = (
             "import sys; from pathlib import Path\n"
             "from lapo_cli.core.data.store_writer import StoreWriter\n"
-            "with StoreWriter(Path(sys.argv[1]), 'bigfish', 'train'): pass"
+            "with StoreWriter(Path(sys.argv[1]), 'bigfish', 'train', (64, 64, 3), 15): pass"
         )
         done = subprocess.run([sys.executable, "-c", other, path], capture_output=True, text=True)
         assert DownloadError.__name__ in done.stderr
@@ -211,7 +211,8 @@ def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
 def test_killed_while_storing(tmp_path: Path, make_store: MakeStore) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from lapo_cli.core.data.sources.replay import bundled_logs, import_replay\n"
+        "from lapo_cli.core.data.replay_log import bundled_logs\n"
+        "from lapo_cli.core.data.sources.replay import import_replay\n"
         "import_replay(bundled_logs('fruitbot')['train'], Path(sys.argv[1]), 'train')"
     )
     storing = subprocess.Popen([sys.executable, "-c", script, tmp_path])
@@ -237,14 +238,14 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pyt
 
     path = store_path(tmp_path, "bigfish", "train")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DiskFullError, match="full"), StoreWriter(path, "bigfish", "train") as writer:
+    with pytest.raises(DiskFullError, match="full"), StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(10)
     assert [p.name for p in path.parent.iterdir()] == [".train.lock"]
 
 
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     path = store_path(small_disk, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(50)
         with pytest.raises(DiskFullError, match=str(path.parent)):
             writer.reserve(50)  # 100 frames are 1.2 MB.
