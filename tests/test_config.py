@@ -60,8 +60,8 @@ def test_a_dotted_override_sets_one_key(word: str, value: object) -> None:
         ("stage1.steps=1.5", "Configuration key 'stage1.steps' does not fit (it is 1.5)"),
         ("stage1.steps=0", "Configuration key 'stage1.steps' does not fit (it is 0): input should be greater than"),
         ("stage1.steps=", "Configuration key 'stage1.steps' does not fit (it is None)"),
-        ("model.commitment=inf", "Configuration key 'model.commitment' does not fit (it is inf)"),
-        ("model.commitment=nan", "Configuration key 'model.commitment' does not fit (it is nan)"),
+        ("model.quantizer.commitment=inf", "Configuration key 'model.quantizer.commitment' does not fit (it is inf)"),
+        ("model.quantizer.commitment=nan", "Configuration key 'model.quantizer.commitment' does not fit (it is nan)"),
         ("model.frame_size=48", "Configuration key 'model.frame_size' does not fit (it is 48)"),
         ("offline.labels=16,0", "every number of labelled frames must be at least 1"),
         ("offline.labels=16,x", "Configuration key 'offline.labels.1' does not fit (it is 'x')"),
@@ -94,7 +94,7 @@ def test_a_file_wins_over_the_preset_and_set_over_both(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("a: [", "is not valid YAML"),
+        ("a: [", "cannot be read as YAML"),
         ("- 1\n- 2\n", "must be a mapping of configuration keys, not a list"),
         ("stage1: {lrr: 1}\n", "did you mean 'stage1.lr'?"),
         ("stage1: 3\n", "Configuration key 'stage1' does not fit (it is 3)"),
@@ -108,6 +108,59 @@ def test_a_wrong_file_is_explained(tmp_path: Path, content: str, sentence: str) 
     assert sentence in str(raised.value)
 
 
+_LONG = "x" * 90_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a: &a [x, x]\nb: &b [*a, *a]\nstage1: *b\n",
+        "stage1: &a {lr: *a}\n",
+        "stage1: " + "{a: " * 1000,
+        "stage1: {steps: " + "1" * 5000 + "}",
+        "stage1: {steps: 0x" + "f" * 5000 + "}",
+        "stage1: {steps: 1e300}",
+        f"stage1: {{{_LONG}: 1}}",
+        f"{_LONG}: 1",
+        f"precision: {_LONG}",
+        f"offline: {{labels: [{'x, ' * 20_000}]}}",
+        f"stage1: {_LONG}",
+        f"? {{{_LONG}: 1}}\n: 2",
+        f"!{_LONG} a",
+        "x" * 2_000_000,
+        "1: 2",
+        "stage1:",
+    ],
+)
+def test_a_hostile_file_is_one_short_sentence(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError) as raised:
+        load_config(file=file)
+    assert len(str(raised.value)) < 500
+
+
+def test_a_file_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"/dev/zero cannot be read as YAML \(it is larger than 100 kB\)"):
+        load_config(file=Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    "word", [_LONG, f"stage1.{_LONG}=1", f"stage1.lr={_LONG}", f"{_LONG}=1", f"stage1.lr=[{_LONG}", "stage1.lr=&a [*a]"]
+)
+def test_a_long_override_is_one_short_sentence(word: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(overrides=[word])
+    assert len(str(raised.value)) < 500
+
+
+def test_a_section_is_never_replaced_by_something_else() -> None:
+    with pytest.raises(ConfigError, match=r"'stage1' does not fit \(it is 3\): it is a section"):
+        load_config("quick", overrides=["stage1=3", "stage1.lr=1e-3"])
+    with pytest.raises(ConfigError, match=r"'online\.ppo' does not fit \(it is None\)"):
+        load_config("quick", overrides=["online.ppo="])
+
+
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read"):
         load_config(file=tmp_path / "absent.yaml")
@@ -118,7 +171,7 @@ _CONFIGS = st.builds(
     lambda lr, decay, steps, labels, frame_size, precision: override(
         {
             "precision": precision,
-            "model": {"ema_decay": decay, "frame_size": frame_size},
+            "model": {"quantizer": {"ema_decay": decay}, "frame_size": frame_size},
             "stage1": {"lr": lr, "steps": steps},
             "offline": {"labels": labels},
         }

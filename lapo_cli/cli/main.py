@@ -12,7 +12,7 @@ from lapo_cli.cli.options import grouped
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.run_all import run_all
 from lapo_cli.cli.terminal import Program
-from lapo_cli.cli.train import decode_offline, finetune_online, train_idm, train_policy
+from lapo_cli.cli.train import decode_offline, finetune_online, run_stage, train_idm, train_policy
 
 app = typer.Typer(
     name="lapo",
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 _PANELS = {
     "The whole job": (run_all,),
-    "Stage by stage": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate),
+    "Stage by stage": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
     "Demonstrations of your own": (train_expert, record),
     "About this machine": (info,),
 }

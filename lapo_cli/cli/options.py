@@ -13,16 +13,26 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from lapo_cli.core import files
+from lapo_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lapo_cli.core.config import Config
     from lapo_cli.core.pipeline import Options
     from lapo_cli.core.run_dir import RunDir
 
+
+def _data_dir() -> Path:
+    """The default, which Typer asks for before any command runs: an error has to be one of Typer's."""
+    try:
+        return files.data_dir()
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 DataDir = Annotated[
     Path,
     typer.Option(
-        default_factory=files.data_dir,
+        default_factory=_data_dir,
         show_default="$LAPO_DATA_DIR, else ~/.lapo/data",
         help="Folder of the demonstrations.",
     ),
@@ -33,6 +43,14 @@ GameName = Annotated[
 ]
 PresetName = Annotated[
     str, typer.Option(help="Sizes to start from: 'paper' needs a GPU and hours, 'quick' two CPU cores and minutes.")
+]
+Reconfigure = Annotated[
+    bool,
+    typer.Option(
+        "--reconfigure",
+        help="Give an existing run this configuration; results that depend on what changed are set aside.",
+        rich_help_panel="Configuration",
+    ),
 ]
 RunPath = Annotated[
     Path,
@@ -113,14 +131,13 @@ class Overrides:
     def on_run(self, path: Path, *flags: str) -> "RunDir":
         """The run that ``path`` lies in; ``flags`` are ``KEY=VALUE`` words of the command's own options.
 
-        What is overridden stays so for the run, or later stages would not fit what this one makes.
+        What is overridden holds for the stages of this command, which record it, and not for the run.
         """
         from lapo_cli.core.config import override
         from lapo_cli.core.run_dir import RunDir
 
         run = RunDir.open(path)
-        config = override(run.config, [*(self.set_ or []), *flags], self.config)
-        return run if config == run.config else RunDir.create(run.path, config, run.preset, replace=True)
+        return dataclasses.replace(run, config=override(run.config, [*(self.set_ or []), *flags], self.config))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +147,7 @@ class Acting:
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where networks run; auto takes a GPU if there is one.")
     ] = "auto"
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming what is there.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; what is there is set aside.")] = False
 
     def options(self, *, wandb: bool = False, jobs: int = 1, launcher: str = "local") -> "Options":
         """The same for the core."""

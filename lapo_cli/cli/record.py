@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, PresetName
+from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, PresetName, Reconfigure
 from lapo_cli.cli.tables import recordings_table, stage_table
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import ENVIRONMENTS
@@ -24,6 +24,7 @@ def train_expert(
         typer.Option(min=1, help="Environment steps; short for --set expert.steps=N.", show_default="the preset's"),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-expert-PRESET")] = None,
+    reconfigure: Reconfigure = False,
 ) -> None:
     """Train an expert to record: PPO from scratch with Procgen's standard settings.
 
@@ -37,8 +38,9 @@ def train_expert(
         from lapo_cli.core.run_dir import RunDir
 
         where = run_dir or Path("runs", f"{game}-expert-{preset}")
-        run = RunDir.create(where, config, preset, replace=acting.fresh)
-        results = pipeline.train_expert(run, game, seed, acting.options(wandb=logging.wandb), here.progress)
+        run = RunDir.create(where, config, preset, reconfigure=reconfigure)
+        options = acting.options(wandb=logging.wandb)
+        results = pipeline.run_stage(run, "expert", [run.seed_dir(game, seed)], options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 
 

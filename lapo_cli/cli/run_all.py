@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName
+from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName, Reconfigure
 from lapo_cli.cli.tables import plan_table, summary_parts
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import parse_games
@@ -22,6 +22,7 @@ def run_all(
     seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds to run each game with.")] = "0",
     preset: PresetName = "paper",
     run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/PRESET")] = None,
+    reconfigure: Reconfigure = False,
     jobs: Annotated[int, typer.Option(min=1, help="Games side by side: one GPU each, or as many CPU shares.")] = 1,
     launcher: Annotated[
         str, typer.Option(metavar="NAME", help="What runs them: local, or a launcher of a plugin.")
@@ -54,7 +55,7 @@ def run_all(
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
             here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
             return
-        run = RunDir.create(where, config, preset, replace=execution.fresh)
+        run = RunDir.create(where, config, preset, reconfigure=reconfigure)
         summary = pipeline.run_all(run, names, numbers, options, here.progress)
         here.result({"run_dir": run.path, **summary.as_json()}, *summary_parts(summary, plain=here.plain))
         if summary.failures:

@@ -15,7 +15,7 @@ from lapo_cli.core.files import human_bytes
 if TYPE_CHECKING:
     from lapo_cli.core.data.download import Demos, GameRow
     from lapo_cli.core.data.store import Manifest
-    from lapo_cli.core.evaluation.summary import Row, Summary
+    from lapo_cli.core.evaluation.summary import Summary
     from lapo_cli.core.pipeline import PlannedStage, Recorded
     from lapo_cli.core.training.stage import StageResult
 
@@ -30,7 +30,7 @@ def summary_parts(summary: "Summary", *, plain: bool) -> Iterator[RenderableType
             superfluous.add("game")
         if all(row.seeds == 1 for row in summary.rows):
             superfluous.add("seeds")
-        rows = [{name: cell for name, cell in _cells(row).items() if name not in superfluous} for row in summary.rows]
+        rows = [{name: cell for name, cell in row.cells().items() if name not in superfluous} for row in summary.rows]
         table = _table(list(rows[0]), plain=plain)
         for cells in rows:
             table.add_row(*map(Text, cells.values()))
@@ -40,19 +40,6 @@ def summary_parts(summary: "Summary", *, plain: bool) -> Iterator[RenderableType
         yield f"Failed: {failure.game}, seed {failure.seed}: {failure.message}"
     for file in summary.files:
         yield f"Written: {file}"
-
-
-def _cells(row: "Row") -> dict[str, str]:
-    """Column -> what it shows of a row."""
-    return {
-        "game": row.game,
-        "policy": f"{row.method} ({row.note})" if row.note else row.method,
-        "mean return": _NONE if row.mean is None else f"{row.mean:.2f}",
-        "95 % interval": _NONE if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}",
-        "episodes": f"{row.episodes:,}",
-        "seeds": str(row.seeds),
-        "normalized": f"{row.normalized:z.2f}",
-    }
 
 
 def stage_table(results: "Sequence[StageResult]", *, plain: bool) -> Table:

@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, RunPath
+from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, Reconfigure, RunPath
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.envs.base import parse_games
 from lapo_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from lapo_cli.core.pipeline import Options
     from lapo_cli.core.run_dir import RunDir
     from lapo_cli.core.training.stage import StageResult
 
 Init = Literal["latent", "latent-rl-only", "scratch"]
+_STAGE_OF: dict[Init, str] = {"latent": "online", "latent-rl-only": "rl-only", "scratch": "scratch"}
 
 
 def train_idm(
@@ -27,6 +29,7 @@ def train_idm(
     preset: PresetName = "paper",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-PRESET")] = None,
+    reconfigure: Reconfigure = False,
 ) -> None:
     """Stage 1: learn latent actions from frames (inverse dynamics and world model)."""
     with terminal(output) as here:
@@ -38,18 +41,16 @@ def train_idm(
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset, replace=execution.fresh)
+        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset, reconfigure=reconfigure)
         options = execution.options(wandb=logging.wandb)
-        _report(here, run, pipeline.train_idm(run, game, seed, options, here.progress))
+        _report(here, run, pipeline.run_stage(run, "idm", [run.seed_dir(game, seed)], options, here.progress))
 
 
 def train_policy(path: RunPath, overrides: Overrides, execution: Execution, logging: Logging, output: Output) -> None:
     """Stage 2: learn a policy over latent actions by imitating them."""
     with terminal(output) as here:
-        from lapo_cli.core import pipeline
-
         run = overrides.on_run(path)
-        _report(here, run, pipeline.train_policy(run, path, execution.options(wandb=logging.wandb), here.progress))
+        _run_below(here, run, "policy", path, execution.options(wandb=logging.wandb))
 
 
 def decode_offline(
@@ -69,10 +70,8 @@ def decode_offline(
 ) -> None:
     """Stage 3, offline: decode latent into true actions from a few labelled frames."""
     with terminal(output) as here:
-        from lapo_cli.core import pipeline
-
         run = overrides.on_run(path, *([] if labels is None else [f"offline.labels=[{labels}]"]))
-        _report(here, run, pipeline.decode_offline(run, path, execution.options(wandb=logging.wandb), here.progress))
+        _run_below(here, run, "offline", path, execution.options(wandb=logging.wandb))
 
 
 def finetune_online(
@@ -95,11 +94,28 @@ def finetune_online(
 ) -> None:
     """Stage 3, online: decode and fine-tune by reinforcement learning (PPO)."""
     with terminal(output) as here:
-        from lapo_cli.core import pipeline
-
         run = overrides.on_run(path, *([] if steps is None else [f"online.steps={steps}"]))
-        options = execution.options(wandb=logging.wandb)
-        _report(here, run, pipeline.finetune_online(run, path, init, options, here.progress))
+        _run_below(here, run, _STAGE_OF[init], path, execution.options(wandb=logging.wandb))
+
+
+def run_stage(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Name of a stage, for example one that a plugin adds.")],
+    path: RunPath,
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+) -> None:
+    """Any stage by its name, those of plugins included, for every game and seed of a run."""
+    with terminal(output) as here:
+        _run_below(here, overrides.on_run(path), stage, path, execution.options(wandb=logging.wandb))
+
+
+def _run_below(here: Terminal, run: "RunDir", stage: str, path: Path, options: "Options") -> None:
+    """Run a stage of every game and seed at or below ``path``."""
+    from lapo_cli.core import pipeline
+
+    _report(here, run, pipeline.run_stage(run, stage, run.seed_dirs(path), options, here.progress))
 
 
 def _report(here: Terminal, run: "RunDir", results: "list[StageResult]") -> None:

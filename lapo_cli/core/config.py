@@ -2,25 +2,104 @@
 
 Precedence: preset < configuration file < ``--set``. The defaults in this module are the preset ``paper``; other
 presets are YAML files in ``presets/`` that name only what differs.
+
+A choice among variants is a section with a ``kind``; each variant's class is registered beside the module that it
+builds (:data:`QUANTIZERS`, :data:`POLICY_TARGETS`). Stages that plugins add have their sections below ``plugins``.
 """
 
 import difflib
+import reprlib
+from abc import ABC, abstractmethod
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
-from lapo_cli.core.errors import ConfigError
+from lapo_cli.core import files
+from lapo_cli.core.errors import ConfigError, UnknownNameError, shortened
+from lapo_cli.core.registry import Registry
+
+if TYPE_CHECKING:
+    from lapo_cli.core.models.policy_targets.base import PolicyTarget
+    from lapo_cli.core.models.quantizers.base import Quantizer
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of the configuration, immutable; unknown keys are refused."""
+
     # Strict, so that 'true' is no number of steps; finite, so that no loss is weighted with infinity.
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
 
 
-class DataConfig(_Section):
+class QuantizerConfig(Section, ABC):
+    """Settings of a quantizer of latent actions; every subclass sets ``kind`` and is registered in QUANTIZERS."""
+
+    kind: str = Field(description="Which quantizer of latent actions.")
+
+    @property
+    @abstractmethod
+    def la_dim(self) -> int:
+        """Numbers a latent action."""
+
+    @abstractmethod
+    def build(self) -> "Quantizer":
+        """The quantizer, untrained."""
+
+
+class PolicyTargetConfig(Section, ABC):
+    """Settings of what the latent policy predicts; every subclass sets ``kind`` and is registered in POLICY_TARGETS."""
+
+    kind: str = Field(description="What the latent policy predicts.")
+
+    @abstractmethod
+    def build(self, quantizer: "Quantizer") -> "PolicyTarget":
+        """The target for latent actions of the inverse dynamics model that has this quantizer."""
+
+
+def _kind(variant: type[Section]) -> str:
+    return str(variant.model_fields["kind"].default)
+
+
+QUANTIZERS: Registry[type[QuantizerConfig]] = Registry(
+    "quantizer", "lapo.quantizers", "lapo_cli.core.models.quantizers", _kind
+)
+POLICY_TARGETS: Registry[type[PolicyTargetConfig]] = Registry(
+    "policy target", "lapo.policy_targets", "lapo_cli.core.models.policy_targets", _kind
+)
+PLUGIN_SECTIONS: dict[str, type[Section]] = {}
+"""Name of a stage that a plugin adds -> the class of its section; filled when stages are registered."""
+
+_V = TypeVar("_V", bound=Section)
+
+
+def _variant(registry: Registry[type[_V]]) -> WrapValidator:
+    """Validate a section as the class registered under its ``kind``: a discriminated union that stays open."""
+
+    def validate(value: Any, handler: Any) -> Any:
+        if isinstance(value, Section):
+            return value
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise ValueError(f"a mapping with a kind is expected, one of {', '.join(registry.names())}")
+        try:
+            variant = registry.get(value["kind"])
+        except UnknownNameError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return variant.model_validate(value)
+
+    return WrapValidator(validate)
+
+
+class DataConfig(Section):
     """Which frames stages 1 and 2 see."""
 
     source: Literal["drive", "demos"] = Field(
@@ -30,7 +109,7 @@ class DataConfig(_Section):
     max_frames: int = Field(2_621_440, ge=1024, description="Most training frames to use: 80 chunks of 32,768.")
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Sizes of the networks (paper, appendix A)."""
 
     frame_size: Literal[16, 32, 64] = Field(
@@ -42,28 +121,16 @@ class ModelConfig(_Section):
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
     policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")
-    codebooks: int = Field(2, ge=1, le=64, description="Codebooks of the quantizer.")
-    codes: int = Field(64, ge=2, le=4096, description="Embeddings a codebook.")
-    code_dim: int = Field(16, ge=1, le=256, description="Numbers an embedding.")
-    positions: int = Field(4, ge=1, le=64, description="Discrete latents a codebook quantizes.")
-    ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the codebooks' moving averages.")
-    commitment: float = Field(0.05, ge=0, description="Weight of mse(z, stopgrad(z_q)).")
-    revive_below: float = Field(
-        0.0, ge=0, lt=1, description="Move codes used less than this fraction of an even share; 0, the paper's: never."
+    quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS)] = Field(
+        default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
     )
-
     motion_init: bool = Field(
         default=False,
         description="Start the IDM on frame differences and the world model on copying o_t; false: the paper's.",
     )
 
-    @property
-    def la_dim(self) -> int:
-        """Numbers a latent action: codebooks * positions * code_dim."""
-        return self.codebooks * self.positions * self.code_dim
 
-
-class _Scheduled(_Section):
+class _Scheduled(Section):
     """A training whose learning rate warms up linearly and then decays linearly."""
 
     steps: int
@@ -71,6 +138,7 @@ class _Scheduled(_Section):
     lr_start: float
     lr_end: float
     warmup: int
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
 
     def learning_rate(self, step: int) -> float:
         """From ``lr_start`` to ``lr`` over ``warmup`` steps, then to ``lr_end`` at ``steps``."""
@@ -84,7 +152,7 @@ class Stage1Config(_Scheduled):
 
     steps: int = Field(50_000, ge=1, description="Training steps.")
     batch_size: int = Field(128, ge=2, description="Windows a step.")
-    lr: float = Field(3e-4, gt=0, lt=1, description="Learning rate at its height; Adam.")
+    lr: float = Field(3e-4, gt=0, lt=1, description="Peak learning rate.")
     lr_start: float = Field(3e-5, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(3e-6, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(50, ge=0, description="Steps of the warm-up.")
@@ -102,14 +170,17 @@ class Stage2Config(_Scheduled):
 
     steps: int = Field(60_000, ge=1, description="Training steps.")
     batch_size: int = Field(128, ge=2, description="Frames a step.")
-    lr: float = Field(2e-4, gt=0, lt=1, description="Learning rate at its height; Adam.")
+    lr: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate.")
     lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(1_000, ge=0, description="Steps of the warm-up.")
+    target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS)] = Field(
+        default_factory=lambda: POLICY_TARGETS.get("latent").model_validate({}), description="What the policy predicts."
+    )
     eval_every: int = Field(1_000, ge=1, description="Steps between measurements on held-out data.")
 
 
-class DecoderConfig(_Section):
+class DecoderConfig(Section):
     """Training of the decoder from latent to true actions (paper, section 4.3)."""
 
     batch_size: int = Field(512, ge=1, description="Pairs a step; Adam.")
@@ -117,7 +188,7 @@ class DecoderConfig(_Section):
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
 
 
-class OfflineConfig(_Section):
+class OfflineConfig(Section):
     """Decoding from a few labelled frames (paper, section 5.2)."""
 
     labels: tuple[int, ...] = Field(
@@ -139,7 +210,7 @@ class OfflineConfig(_Section):
         return self
 
 
-class Ramp(_Section):
+class Ramp(Section):
     """A learning rate over environment steps: 0 until ``start``, linear to ``lr`` at ``peak`` and to 0 at the end."""
 
     start: int = Field(ge=0, description="Environment steps until which the rate is 0.")
@@ -155,7 +226,7 @@ class Ramp(_Section):
         return self.lr * max(0.0, (end - step) / max(1, end - self.peak))
 
 
-class PPOConfig(_Section):
+class PPOConfig(Section):
     """Proximal policy optimization (paper, appendix A)."""
 
     num_envs: int = Field(64, ge=1, description="Parallel environments.")
@@ -185,7 +256,7 @@ class PPOConfig(_Section):
         return self
 
 
-class ReinforcementConfig(_Section):
+class ReinforcementConfig(Section):
     """A training by PPO."""
 
     steps: int = Field(ge=1, description="Environment steps.")
@@ -220,14 +291,14 @@ class OnlineConfig(ReinforcementConfig):
     decoder_epochs: int = Field(3, ge=1, description="Passes over all labelled pairs each time.")
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How policies are measured."""
 
     episodes: int = Field(256, ge=2, description="Episodes a policy plays.")
     num_envs: int = Field(128, ge=1, description="Most parallel environments.")
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a run depends on besides data, seed and device."""
 
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -243,6 +314,30 @@ class Config(_Section):
     online: OnlineConfig = OnlineConfig()
     expert: ExpertConfig = ExpertConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    plugins: dict[str, SerializeAsAny[Section]] = Field(
+        default_factory=dict, validate_default=True, description="Sections of the stages that plugins add."
+    )
+
+    @field_validator("plugins", mode="plain")
+    @classmethod
+    def _known_plugins(cls, value: Any) -> dict[str, Section]:
+        if not isinstance(value, dict):
+            raise ValueError("a mapping from the names of stages to their sections is expected")
+        unknown = sorted(set(map(str, value)) - set(PLUGIN_SECTIONS))
+        if unknown:
+            raise ValueError(f"no loaded plugin adds a stage '{unknown[0]}' with settings: load it with --plugin FILE")
+        sections: dict[str, Section] = {}
+        for name, section in PLUGIN_SECTIONS.items():
+            given = value.get(name, {})
+            sections[name] = given if isinstance(given, Section) else section.model_validate(given)
+        return sections
+
+
+def section_of(config: dict[str, Any], name: str) -> Any:
+    """The section of a dumped configuration with that dotted name, such as ``stage1`` or ``plugins.mine``."""
+    for part in name.split("."):
+        config = config[part]
+    return config
 
 
 def presets() -> list[str]:
@@ -263,9 +358,9 @@ def load_config(preset: str = "paper", file: Path | None = None, overrides: tupl
         ConfigError: an unknown preset or key (with the nearest one), a wrong type or an impossible value.
     """
     if preset not in presets():
-        raise ConfigError(f"There is no preset '{preset}': choose one of {', '.join(presets())}.")
+        raise ConfigError(f"There is no preset '{shortened(preset)}': choose one of {', '.join(presets())}.")
     text = resources.files("lapo_cli.core").joinpath("presets", f"{preset}.yaml").read_text()
-    values = _merge(Config().model_dump(), _parse_yaml(text, f"preset {preset}"))
+    values = _merge(Config().model_dump(), _mapping(files.parse_yaml(text), f"preset {preset}"))
     return override(values, overrides, file)
 
 
@@ -277,22 +372,42 @@ def override(
     Raises:
         ConfigError: see :func:`load_config`.
     """
-    values = base.model_dump() if isinstance(base, Config) else base
-    if file is not None:
-        try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The configuration file {file} cannot be read ({error}): check the path.") from error
-        values = _merge(values, _parse_yaml(text, str(file)))
-    for word in overrides:
-        key, separator, text = word.partition("=")
-        if not separator:
-            raise ConfigError(f"'--set {word}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
-        value: Any = _parse_value(text, word)
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        values = _merge(values, value)
-    return parse_config(values)
+    content = {} if file is None else _read(file)
+    try:
+        values = _merge(base.model_dump() if isinstance(base, Config) else base, content)
+        for word in overrides:
+            values = _merge(values, _assignment(word))
+        return parse_config(values)
+    except ConfigError as error:
+        raise error if file is None else ConfigError(f"With {file}: {error}") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a configuration file, of which only the outermost type is checked."""
+    try:
+        return _mapping(files.read_yaml(file), str(file))
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ConfigError(f"The configuration file {file} cannot be read ({why}): check the path.") from error
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be read as YAML ({error}): correct it.") from error
+
+
+def _assignment(word: str) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    key, separator, text = word.partition("=")
+    if not separator:
+        raise ConfigError(f"'--set {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
+    try:
+        value = _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
+    except ValueError as error:
+        raise ConfigError(
+            f"'--set {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
+        ) from error
+    nested: dict[str, Any] = value
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -308,15 +423,14 @@ def parse_config(values: dict[str, Any]) -> Config:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    first = error.errors(include_url=False)[0]
+    key = shortened(".".join(str(part) for part in first["loc"]))
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         near = difflib.get_close_matches(key, describe(Config()), n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
         return f"There is no configuration key '{key}': {hint}"
-    found = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
-    what = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] == "missing" else f" (it is {shortened(reprlib.repr(first['input']))})"
+    what = shortened(first["msg"].removeprefix("Value error, "), 200)
     return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
 
 
@@ -327,31 +441,24 @@ def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             keys |= describe(value, f"{prefix}{name}.")
+        elif name == "plugins":
+            for stage, of_stage in value.items():
+                keys |= describe(of_stage, f"{prefix}{name}.{stage}.")
         else:
             keys[prefix + name] = {"value": value, "description": field.description or ""}
     return keys
 
 
-def _parse_yaml(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+def _mapping(content: Any, name: str) -> dict[str, Any]:
+    """What a YAML text says, with its numbers; an empty one says nothing."""
+    values = {} if content is None else _numbers(content)
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")
-    numbers: dict[str, Any] = _numbers(values)
-    return numbers
-
-
-def _parse_value(text: str, word: str) -> Any:
-    try:
-        return _numbers(yaml.safe_load(f"[{text}]" if "," in text and not text.startswith("[") else text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'--set {word}' cannot be read as YAML: check its quotes and brackets.") from error
+    return values
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 and 1e5 as strings; make such words numbers, whole ones integers."""
+    """YAML 1.1 reads 3e-4 and 1e5 as strings; make such words numbers, whole ones integers where 64 bits hold them."""
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -361,13 +468,25 @@ def _numbers(value: Any) -> Any:
             number = float(value)
         except ValueError:
             return value
-        return int(number) if number.is_integer() else number
+        return int(number) if number.is_integer() and abs(number) < 2**63 else number
     return value
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``base`` with the values of ``over``, section by section; another ``kind`` starts from that kind's own defaults.
+
+    Raises:
+        ConfigError: ``over`` has something else where ``base`` has a section.
+    """
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and not isinstance(value, dict):
+            raise ConfigError(
+                f"Configuration key '{prefix}{key}' does not fit (it is {shortened(reprlib.repr(value))}): "
+                f"it is a section, so set keys in it, for example '{prefix}{key}.{next(iter(old))}'."
+            )
+        if isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            value = _merge(old, value, f"{prefix}{key}.")
+        merged[key] = value
     return merged

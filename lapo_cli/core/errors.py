@@ -5,6 +5,12 @@ alone and exits with ``exit_code``; any other exception is a defect of the tool.
 """
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """One line of at most ``most`` characters, for what a message quotes from a file or from the command line."""
+    line = " ".join(text[: 2 * most].split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 class LapoError(Exception):
     """Something the user can correct; base of the family. Exit code 1: the work failed."""
 

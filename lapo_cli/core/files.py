@@ -1,25 +1,47 @@
-"""Small file helpers shared by every room: atomic writes, full disks, checksums, the data folder."""
+"""File helpers shared by all packages: atomic writes, guarded reads, locks, full disks, checksums, the data folder.
+
+The command line imports this module before it knows what to do, so slow libraries are imported in functions.
+"""
 
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from lapo_cli.core.errors import DiskFullError
+from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, UsageError, shortened
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydantic import TypeAdapter
+
+_T = TypeVar("_T")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_YAML_BYTES = 100_000
+_MOST_YAML_DEPTH = 20
+_MOST_JSON_BYTES = 64_000_000
 
 
 def data_dir() -> Path:
-    """Where demonstrations live: ``$LAPO_DATA_DIR``, else ``~/.lapo/data``. The folder need not exist."""
-    chosen = os.environ.get("LAPO_DATA_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".lapo" / "data"
+    """Where demonstrations live: ``$LAPO_DATA_DIR``, else ``~/.lapo/data``. The folder need not exist.
+
+    Raises:
+        UsageError: the path begins with ``~`` and there is no such home directory.
+    """
+    chosen = os.environ.get("LAPO_DATA_DIR") or "~/.lapo/data"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"The data folder {shortened(chosen)} has no known home directory: set LAPO_DATA_DIR or --data-dir to a "
+            "full path."
+        ) from error
 
 
 def human_bytes(count: float) -> str:
@@ -132,3 +154,161 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_write_json(path: Path, value: Any) -> None:
     """Write indented JSON whole or not at all; NaN is refused with ValueError because it is not JSON."""
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def exclusive(lock_file: Path, error: LapoError) -> Iterator[None]:
+    """Hold a lock until the block or the process ends, however it ends. The parent folder is made.
+
+    Raises:
+        LapoError: ``error``, if another process holds the lock.
+    """
+    import filelock
+
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as timeout:
+        raise error from timeout
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text of at most 64 MB in UTF-8.
+
+    Raises:
+        ValueError: it is not one, or it holds a number that is not finite or needs more than 64 bits.
+    """
+    try:
+        if len(text) > _MOST_JSON_BYTES:
+            raise ValueError("it is too large")
+        value = json.loads(text.decode() if isinstance(text, bytes) else text)
+        _require_ordinary(value)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return value
+
+
+def read_json(path: Path, adapter: "TypeAdapter[_T]", advice: str) -> _T:
+    """The content of a JSON file, checked against a type.
+
+    Args:
+        adapter: of the type; it is applied strictly, so that ``"1"`` is not a number.
+        advice: the end of the message, e.g. ``"run that stage again with --fresh"``.
+
+    Raises:
+        CorruptDataError: the content is not JSON or not of the type.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        text = _read_bytes(path, _MOST_JSON_BYTES)
+        parse_json(text)
+        return adapter.validate_json(text, strict=True)
+    except ValueError as error:
+        raise CorruptDataError(f"{path} is damaged: {advice}.") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text of at most 100 kB without aliases, anchors, tags or deep nesting.
+
+    Raises:
+        ValueError: it is not one, or it holds a number that is not finite or needs more than 64 bits; the message says
+            why in at most 200 characters.
+    """
+    import yaml
+
+    if len(text) > _MOST_YAML_BYTES:
+        raise ValueError(f"it is larger than {human_bytes(_MOST_YAML_BYTES)}")
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if getattr(event, "anchor", None) or getattr(event, "tag", None):
+                raise ValueError("anchors, aliases and tags are not accepted")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MOST_YAML_DEPTH:
+                raise ValueError("it is nested too deeply")
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(shortened(str(error), 200)) from error
+    _require_ordinary(value)
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; see :func:`parse_yaml`.
+
+    Raises:
+        ValueError: see :func:`parse_yaml`; or it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    return parse_yaml(_read_bytes(path, _MOST_YAML_BYTES).decode())
+
+
+def load_npy(
+    path: Path, advice: str = "delete it and run the same command again", *, mapped: bool = False
+) -> "NDArray[Any]":
+    """The array of numbers or truth values in a ``.npy`` file, in C order.
+
+    The header is compared with the size of the file before any memory is asked for.
+
+    Args:
+        advice: the end of the message.
+        mapped: map the file read-only instead of reading it.
+
+    Raises:
+        CorruptDataError: the file is not one, or it is longer or shorter than its header says.
+        FileNotFoundError: there is no such file.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("unknown version")
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+            if fortran_order or dtype.kind not in "biuf" or any(length < 0 for length in shape):
+                raise ValueError("unknown layout")
+            if start + math.prod(shape) * dtype.itemsize != size:
+                raise ValueError("another size")
+            if mapped:
+                return np.memmap(file, dtype, "r", start, shape)
+            return np.fromfile(file, dtype).reshape(shape)
+    except OSError:
+        raise
+    except Exception as error:  # The parser of headers raises whatever Python's does.
+        raise CorruptDataError(f"{path} is damaged: {advice}.") from error
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a file; of a device without end, too, no more than ``most`` and one are read."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {human_bytes(most)}")
+    return content
+
+
+def _require_ordinary(value: Any) -> None:
+    """Refuse numbers that JSON or 64 bits cannot hold, and text that UTF-8 cannot.
+
+    Raises:
+        ValueError: there is one in ``value``.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_ordinary(key)
+            _require_ordinary(item)
+    elif isinstance(value, list):
+        for item in value:
+            _require_ordinary(item)
+    elif isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError("it holds a whole number of more than 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it holds the number {value}")

@@ -4,47 +4,31 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 """
 
 import json
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
+from lapo_cli.core.config import section_of
 from lapo_cli.core.data.download import download
-from lapo_cli.core.data.sources.replay import bundled_logs, log_source
-from lapo_cli.core.data.store import SPLITS, Split, open_store, store_path
+from lapo_cli.core.data.store import SPLITS, Split, store_path
 from lapo_cli.core.data.store_writer import only_one
+from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.errors import LapoError, MissingInputError, UsageError, describe, one_line
-from lapo_cli.core.evaluation import evaluate as measure
-from lapo_cli.core.evaluation.rollout import Act, uniform
-from lapo_cli.core.evaluation.summary import Failure, Row, Summary, estimate_row, make_row, with_mean_of_games
-from lapo_cli.core.games import get_game
+from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
+from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.launchers.base import LAUNCHERS
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.recording.players import load_player
 from lapo_cli.core.recording.record import Member, partial_path, record
-from lapo_cli.core.report import figures as pictures
-from lapo_cli.core.run_dir import RunDir, SeedDir, fingerprint
-from lapo_cli.core.stages import expert, idm, offline, online, policy
-from lapo_cli.core.stages.online import Init
-from lapo_cli.core.training.agents import OfflineAgent
-from lapo_cli.core.training.checkpoints import EXPERT, IDM, OFFLINE, ONLINE, POLICY, RL_ONLY, SCRATCH
+from lapo_cli.core.report import figures
+from lapo_cli.core.run_dir import RunDir, SeedDir
+from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.stage import StageResult
-
-CHAIN: dict[str, Callable[[Context], StageResult]] = {
-    IDM: idm.train_idm,
-    POLICY: policy.train_policy,
-    OFFLINE: offline.decode_offline,
-    ONLINE: partial(online.finetune_online, init="latent"),
-    SCRATCH: partial(online.finetune_online, init="scratch"),
-}
-"""The stages of ``run-all`` for one game and seed, in order."""
-
-STAGES: tuple[str, ...] = tuple(CHAIN)
+from lapo_cli.core.training.metrics import require_wandb
+from lapo_cli.core.training.stage import STAGES, Stage, StageResult
 
 
 @dataclass(frozen=True)
@@ -83,37 +67,32 @@ class PlannedStage:
 
 
 def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
+    if options.wandb:
+        require_wandb()
     compute = resolve(options.device, run.config.precision)
     return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
 
 
-def train_idm(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
-    """Stage 1 of one game and seed."""
-    seed_dir = run.seed_dir(get_game(game).name, seed)
-    return [idm.train_idm(_context(run, seed_dir, options, progress))]
+def chain() -> list[Stage]:
+    """The stages of ``run-all`` for one game and seed, in order."""
+    return [stage for stage in STAGES.values() if stage.in_chain]
 
 
-def train_policy(run: RunDir, path: Path, options: Options, progress: Progress) -> list[StageResult]:
-    """Stage 2 of every game and seed at or below ``path``."""
-    return [policy.train_policy(_context(run, s, options, progress)) for s in run.seed_dirs(path)]
+def run_stage(
+    run: RunDir, name: str, seed_dirs: list[SeedDir], options: Options, progress: Progress
+) -> list[StageResult]:
+    """One stage of these games and seeds.
 
-
-def decode_offline(run: RunDir, path: Path, options: Options, progress: Progress) -> list[StageResult]:
-    """Stage 3, offline, of every game and seed at or below ``path``."""
-    return [offline.decode_offline(_context(run, s, options, progress)) for s in run.seed_dirs(path)]
-
-
-def finetune_online(run: RunDir, path: Path, init: Init, options: Options, progress: Progress) -> list[StageResult]:
-    """Stage 3, online, of every game and seed at or below ``path``."""
-    return [online.finetune_online(_context(run, s, options, progress), init) for s in run.seed_dirs(path)]
-
-
-def train_expert(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
-    """An expert of one game and seed, and its learning curve."""
-    ctx = _context(run, run.seed_dir(get_game(game).name, seed), options, progress)
-    result = expert.train_expert(ctx)
-    pictures.draw_learning_curve(result.path)
-    return [result]
+    Raises:
+        UnknownNameError: there is no such stage.
+        LapoError: it could not be finished.
+    """
+    stage = STAGES.get(name)
+    results = []
+    for ctx in [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]:
+        results.append(stages.run_stage(ctx, stage))
+        figures.draw_learning_curve(results[-1].path)
+    return results
 
 
 TEST_SEEDS = 1_000_000_000
@@ -174,7 +153,7 @@ def record_demonstrations(
     compute = resolve(options.device)
     shares = epsilons * len(policies) if len(epsilons) == 1 else epsilons
     members = [
-        Member(load_player(word, game, greedy=greedy, compute=compute), epsilon)
+        Member(load_player(word, ENVIRONMENTS.get(game), greedy=greedy, compute=compute), epsilon)
         for word, epsilon in zip(policies, shares, strict=True)
     ]
     with files.disk_full_as_error(to):
@@ -204,20 +183,20 @@ def record_demonstrations(
 
 
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
-    """Play every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
+    """Evaluate every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
 
     Raises:
         MissingInputError: nothing there is finished.
     """
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
     only = _stage_of(path, contexts)
-    if all(len(_candidates(ctx, only)) == 1 for ctx in contexts):
+    if all(len(candidates(ctx, only)) <= 1 for ctx in contexts):
         raise MissingInputError(
-            f"{path} holds no finished policy yet: run 'lapo decode-offline {run.path}', 'lapo finetune-online "
-            f"{run.path}' or 'lapo train-expert GAME --run-dir {run.path}' first."
+            f"{path} holds no finished policy that can act: run 'lapo decode-offline {run.path}', 'lapo "
+            f"finetune-online {run.path}' or 'lapo train-expert GAME --run-dir {run.path}' first."
         )
     with run.lock():
-        return _summarize(run, contexts, [], path.absolute(), only)
+        return _summarize(contexts, [], path.absolute(), only)
 
 
 def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, progress: Progress) -> Summary:
@@ -228,16 +207,16 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     Raises:
         LapoError: nothing could be started at all.
     """
-    chains = [Chain(run, get_game(game).name, seed, options) for game in games for seed in seeds]
+    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
     resolve(options.device, run.config.precision)
     with run.lock():
         failures = _launch(chains, options, progress)
         failed = {(failure.game, failure.seed) for failure in failures}
         # Evaluated already: the table is made again from what the chains have kept.
         kept = replace(options, fresh=False)
-        whole = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
-        finished = [_context(run, run.seed_dir(*of), kept, progress) for of in whole]
-        return _summarize(run, finished, failures, run.path, None)
+        done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
+        finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
+        return _summarize(finished, failures, run.path, None)
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
@@ -247,48 +226,24 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     for game in games:
         for seed in seeds:
             again: set[str] = set()
-            for name in STAGES:
-                stage = run.seed_dir(get_game(game).name, seed).stage(name)
-                asked = stage.asked()
-                changed = any(config[section] != value for section, value in asked.get("config", {}).items())
-                if options.fresh or not asked or changed or again.intersection(asked["inputs"]):
+            for stage in chain():
+                folder = run.seed_dir(game, seed).stage(stage.name)
+                begun = folder.begun()
+                changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
+                if options.fresh or not begun or changed or again.intersection(stage.requires):
                     state = "run"
-                    again.add(name)
+                    again.add(stage.name)
                 else:
-                    state = "resume" if stage.done() is None else "done"
-                planned.append(PlannedStage(game, seed, name, state))
+                    state = "resume" if folder.done() is None else "done"
+                planned.append(PlannedStage(game, seed, stage.name, state))
     return planned
 
 
-def _chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> None:
-    """One game and seed from data to measured policies."""
-    ctx = _context(run, run.seed_dir(game, seed), options, progress)
-    ensure_data(ctx)
-    for stage in CHAIN.values():
-        result = stage(ctx)
-        if result.skipped:
-            progress.log(f"{game}, seed {seed}: {result.stage} was finished before.")
-    for candidate in _candidates(ctx, None):
-        measure.measured_returns(ctx, candidate)
-
-
 def ensure_data(ctx: Context) -> None:
-    """Get the frame stores of a game, from where the configuration says, unless they are here.
-
-    Raises:
-        LapoError: they could not be had.
-    """
+    """Stub."""
     game, data = ctx.seed_dir.game, ctx.config.data
     if not all(store_path(ctx.data_dir, game, split).exists() for split in SPLITS):
-        ctx.progress.log(f"Getting {game} ({'bundled' if data.source == 'demos' else 'official'}) into {ctx.data_dir}.")
         download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
-    store = open_store(ctx.data_dir, game, "train").manifest
-    if data.source == "drive" and store.source.startswith(log_source(bundled_logs(game)["train"], None)):
-        raise MissingInputError(
-            f"{ctx.data_dir} holds the bundled demonstrations of {game} but this configuration wants the official "
-            f"ones: get them with 'lapo download {game}', or use what is there with --set data.source=demos."
-        )
-    ctx.progress.log(f"{game}: {store.num_frames:,} training frames from {store.source}.")
 
 
 @dataclass(frozen=True)
@@ -307,7 +262,19 @@ class Chain:
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""
-        _chain(self.run, self.game, self.seed, replace(self.options, device=device), progress)
+        seed_dir, options = self.run.seed_dir(self.game, self.seed), replace(self.options, device=device)
+        ctx = _context(self.run, seed_dir, options, progress)
+        ensure_data(ctx)
+        for stage in chain():
+            reason = stage.applicable(ctx)
+            if reason is not None:
+                progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
+                continue
+            result = stages.run_stage(ctx, stage)
+            if result.skipped:
+                progress.log(f"{self.game}, seed {self.seed}: {result.stage} was finished before.")
+        for candidate in candidates(ctx):
+            episodic_returns(ctx, candidate)
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
@@ -346,96 +313,12 @@ def _stage_of(path: Path, contexts: list[Context]) -> str | None:
     return None
 
 
-def _finished(ctx: Context, name: str) -> dict[str, Any] | None:
-    """``done.json`` of a stage that fits the present configuration, inverse dynamics model and latent policy."""
-    stage = ctx.seed_dir.stage(name)
-    asked, done = stage.asked(), stage.done()
-    config = json.loads(ctx.config.model_dump_json())
-    if done is None or any(config[section] != value for section, value in asked["config"].items()):
-        return None
-    for earlier in {IDM, POLICY}.intersection(asked["inputs"]):
-        made = ctx.seed_dir.stage(earlier).done()
-        if made is None or fingerprint(made["outputs"]) != asked["inputs"][earlier]:
-            return None
-    return done
-
-
-def _candidates(ctx: Context, only: str | None) -> list[measure.Candidate]:
-    """The policies of a game and seed that are finished, the random one first."""
-    found = [measure.Candidate("random", "random policy", "uniform", lambda: uniform)]
-    done = _finished(ctx, OFFLINE)
-    if done is not None and only in (None, OFFLINE):
-        agents: dict[int, OfflineAgent] = {}
-
-        def load(count: int) -> Act:
-            agents.update(agents or offline.load_offline_agents(ctx))
-            return agents[count].act
-
-        for count in sorted(map(int, done["results"]["test_accuracy"])):
-            label = f"LAPO decoded offline, {count} labelled frames"
-            key = fingerprint([done["outputs"], done["key"], count])
-            found.append(measure.Candidate(f"offline-{count}", label, key, partial(load, count)))
-    reinforced: dict[str, tuple[str, Callable[[], Act]]] = {
-        ONLINE: ("LAPO fine-tuned online", lambda: online.load_agent(ctx, "latent").act),
-        RL_ONLY: ("LAPO fine-tuned online, RL only", lambda: online.load_agent(ctx, "latent-rl-only").act),
-        SCRATCH: ("PPO from scratch", lambda: online.load_agent(ctx, "scratch").act),
-        EXPERT: ("PPO expert", lambda: expert.load_expert(ctx).act),
-    }
-    for stage, (label, act) in reinforced.items():
-        done = _finished(ctx, stage)
-        if done is not None and only in (None, stage):
-            key = fingerprint([done["outputs"], done["key"]])
-            found.append(measure.Candidate(stage, f"{label}, {done['results']['env_steps']:,} steps", key, act))
-    return found
-
-
-def _summarize(run: RunDir, contexts: list[Context], failures: list[Failure], path: Path, only: str | None) -> Summary:
-    rows: list[Row] = []
-    by_seed: dict[int, list[Row]] = {}
-    curves: dict[str, list[SeedDir]] = {}
-    for game in dict.fromkeys(ctx.seed_dir.game for ctx in contexts):
-        of_game = [ctx for ctx in contexts if ctx.seed_dir.game == game]
-        curves[game] = [ctx.seed_dir for ctx in of_game]
-        returns: dict[str, list[measure.Measured]] = {}
-        for ctx in of_game:
-            for candidate in _candidates(ctx, only):
-                array = measure.measured_returns(ctx, candidate)
-                returns.setdefault(candidate.label, []).append(measure.Measured(ctx.seed_dir.seed, array))
-        shown = [make_row(game, label, [m.returns for m in measured]) for label, measured in returns.items()]
-        expert = _demonstrations(of_game[0])
-        rows += [*shown[:1], *expert, *shown[1:]]
-        for label, measured in returns.items():
-            for one in measured:
-                by_seed.setdefault(one.seed, []).append(make_row(game, label, [one.returns]))
+def _summarize(contexts: list[Context], failures: list[Failure], path: Path, only: str | None) -> Summary:
     folder = path if path.is_dir() else path.parent
-    summary = Summary(with_mean_of_games(rows), by_seed, [*_probes(contexts)], failures, folder)
-    summary.files.extend(pictures.draw(folder, rows, curves))
+    summary = compare(contexts, failures, folder, only)
+    seed_dirs: dict[str, list[Path]] = {}
+    for ctx in contexts:
+        seed_dirs.setdefault(ctx.game, []).append(ctx.seed_dir.path)
+    summary.files.extend(figures.draw(folder, summary.rows, seed_dirs))
     summary.write()
     return summary
-
-
-def _probes(contexts: list[Context]) -> Iterable[str]:
-    """How well the true action can be read off the latent one, and what to compare that with."""
-    for ctx in contexts:
-        done = ctx.seed_dir.stage(IDM).done()
-        if done is not None:
-            found = done["results"]
-            yield (
-                f"{ctx.title('probe')}: reads the true action off the latent action with accuracy "
-                f"{found['probe/accuracy']:.2f} (always guessing the commonest action: "
-                f"{found['probe/commonest_action']:.2f}, an untrained network's latent action: "
-                f"{found['probe/untrained']:.2f})."
-            )
-
-
-def _demonstrations(ctx: Context) -> list[Row]:
-    """The row of the expert; none where the data has been removed since."""
-    try:
-        store = open_store(ctx.data_dir, ctx.seed_dir.game, "train")
-    except LapoError:
-        return []
-    estimate = measure.demonstrations(store)
-    if estimate is None:
-        return []
-    episodes = store.manifest.num_episodes
-    return [estimate_row(ctx.seed_dir.game, "demonstrations (expert)", estimate, episodes, seeds=1, note="as recorded")]

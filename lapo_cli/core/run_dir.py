@@ -8,35 +8,71 @@
 
 ``done.json`` is written last. It names the configuration and the inputs by fingerprint, so a stage is run again when,
 and only when, what it depends on has changed; a stage folder without it is unfinished and resumes from ``state.pt``. An
-expert also keeps weights of earlier steps, ``step-<n>.safetensors``.
+expert also keeps weights of earlier steps, ``step-<n>.safetensors``. Nothing is deleted: a stage that is replaced is
+renamed to ``<stage>.old-<n>``.
+
+Every file carries a digest or is named with its digest in another one, so that what was altered is refused.
 """
 
 import hashlib
 import io
 import json
-import pickle
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import safetensors
 import safetensors.torch
 import torch
 import yaml
+from pydantic import TypeAdapter
 from torch import Tensor
+from typing_extensions import TypedDict
 
 import lapo_cli
 from lapo_cli.core.config import Config, parse_config
-from lapo_cli.core.errors import ConfigError, CorruptDataError, MissingInputError, RunDirError
-from lapo_cli.core.files import atomic_write_bytes, atomic_write_json, atomic_write_text
-from lapo_cli.core.games import GAMES
+from lapo_cli.core.errors import ConfigError, CorruptDataError, MissingInputError, RunDirError, shortened
+from lapo_cli.core.files import (
+    atomic_path,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    exclusive,
+    parse_json,
+    read_json,
+    read_yaml,
+    sha256_file,
+)
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
+STATE = "state.pt"
+_STATE_MAGIC = b"lapo-state-1"
+_STAMPS = ("key", "label", "lapo_version", "torch_version")
+_AGAIN = "run that stage again with --fresh"
+
+
+class Done(TypedDict):
+    """What ``done.json`` says.
+
+    Attributes:
+        key: fingerprint of all that the stage depended on.
+        results: numbers worth telling, JSON-like.
+        outputs: name -> SHA-256 of each weights file; of a stage without any, ``results`` -> their fingerprint.
+        digest: fingerprint of the rest.
+    """
+
+    key: str
+    lapo_version: str
+    results: dict[str, Any]
+    outputs: dict[str, str]
+    digest: str
+
+
+_DONE = TypeAdapter(Done)
 
 
 def fingerprint(value: Any) -> str:
@@ -55,43 +91,40 @@ class StageDir:
         """Name of the stage."""
         return self.path.name
 
-    def done(self) -> dict[str, Any] | None:
+    def done(self) -> Done | None:
         """What ``done.json`` says, or None while the stage is unfinished.
 
         Raises:
-            CorruptDataError: the file is there and is not what this tool writes.
+            CorruptDataError: the file is there and is not what this tool wrote.
         """
         file = self.path / "done.json"
-        if not file.exists():
-            return None
         try:
-            content: dict[str, Any] = json.loads(file.read_text())
-            content["key"], content["results"], content["outputs"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(
-                f"{file} is damaged: delete that stage's folder and run the command again."
-            ) from error
-        return content
+            done = read_json(file, _DONE, _AGAIN)
+        except FileNotFoundError:
+            return None
+        if fingerprint({name: value for name, value in done.items() if name != "digest"}) != done["digest"]:
+            raise CorruptDataError(f"{file} is damaged: {_AGAIN}.")
+        return done
 
     def asked(self) -> dict[str, Any]:
         """What ``config.yaml`` says the stage was asked to do; empty while nothing was.
 
         Raises:
-            CorruptDataError: the file is there and is not what this tool writes.
+            CorruptDataError: the file is not what this tool wrote, or the stage is finished and the file is missing.
         """
         file = self.path / "config.yaml"
-        if not file.exists():
+        if not file.exists() and not (self.path / "done.json").exists():
             return {}
         try:
-            content: dict[str, Any] = yaml.safe_load(file.read_text())
-            content["key"], content["config"], content["inputs"]
-        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise CorruptDataError(
-                f"{file} is damaged: run the command with --fresh to start this stage over."
-            ) from error
+            content: dict[str, Any] = read_yaml(file)
+            asked = {name: value for name, value in content.items() if name not in _STAMPS}
+            if fingerprint(asked) != content["key"]:
+                raise ValueError("it was altered")
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+            raise CorruptDataError(f"{file} is missing or damaged: {_AGAIN}.") from error
         return content
 
-    def require_done(self, command: str) -> dict[str, Any]:
+    def require_done(self, command: str) -> Done:
         """``done.json`` of an earlier stage.
 
         Raises:
@@ -104,40 +137,39 @@ class StageDir:
             )
         return done
 
-    def begin(self, key: Mapping[str, Any], *, fresh: bool) -> bool:
+    def begin(self, key: Mapping[str, Any], *, fresh: bool, label: str = "") -> bool:
         """Make the folder ready to work in.
 
-        A finished or half-finished stage of another key is set aside beside it, never destroyed.
+        Nothing is deleted: a finished or half-finished stage that gives way is set aside as ``<stage>.old-<n>``.
 
         Args:
             key: all the stage depends on: configuration sections, seed, and inputs by fingerprint.
-            fresh: throw away what is there.
+            fresh: start over: what is there is set aside too.
+            label: what reports call the stage.
 
         Returns:
             False if the stage is done already, for just this key.
         """
         digest = fingerprint(key)
-        marker = self.path / "config.yaml"
-        if fresh and self.path.exists():
-            shutil.rmtree(self.path)
         if self.path.exists():
-            done = self.done()
+            done = None if fresh else self.done()
             if done is not None and done["key"] == digest:
                 return False
-            if self._marked_key() != digest:
+            if fresh or self.begun().get("key") != digest:
                 self._set_aside()
-        self.path.mkdir(parents=True, exist_ok=True)
+        marker = self.path / "config.yaml"
         if not marker.exists():
-            stamp = {"key": digest, "lapo_version": lapo_cli.__version__, "torch_version": str(torch.__version__)}
-            atomic_write_text(marker, yaml.safe_dump({**stamp, **json.loads(json.dumps(key))}, sort_keys=False))
+            stamps = zip(_STAMPS, (digest, label, lapo_cli.__version__, str(torch.__version__)), strict=True)
+            content = {**dict(stamps), **json.loads(json.dumps(key))}
+            atomic_write_text(marker, yaml.safe_dump(content, sort_keys=False))
         return True
 
-    def _marked_key(self) -> str | None:
-        """The key in ``config.yaml``, None where it is missing or damaged."""
+    def begun(self) -> dict[str, Any]:
+        """What ``config.yaml`` says, empty where it is missing or damaged."""
         try:
-            return self.asked().get("key")
+            return self.asked()
         except CorruptDataError:
-            return None
+            return {}
 
     def _set_aside(self) -> None:
         number = 1
@@ -146,31 +178,30 @@ class StageDir:
         self.path.rename(aside)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Mark the stage done, with its ``results`` and the fingerprints of what it made; drop the resume state."""
-        marker = yaml.safe_load((self.path / "config.yaml").read_text())
-        outputs = {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-            for file in sorted(self.path.glob("*.safetensors"))
-        }
+        """Mark the stage done, with its ``results`` and the digests of what it made; drop the resume state."""
+        outputs = {file.name: sha256_file(file) for file in sorted(self.path.glob("*.safetensors"))}
         content = {
-            "key": marker["key"],
+            "key": self.asked()["key"],
             "lapo_version": lapo_cli.__version__,
-            "results": dict(results),
-            "outputs": outputs or {"results": fingerprint(dict(results))},
+            "results": json.loads(json.dumps(results)),
+            "outputs": outputs or {"results": fingerprint(results)},
         }
-        atomic_write_json(self.path / "done.json", content)
-        (self.path / "state.pt").unlink(missing_ok=True)
+        atomic_write_json(self.path / "done.json", {**content, "digest": fingerprint(content)})
+        (self.path / STATE).unlink(missing_ok=True)
 
     def output_fingerprint(self, command: str) -> str:
         """Fingerprint of a finished stage's outputs, to be named among a later stage's inputs."""
         return fingerprint(self.require_done(command)["outputs"])
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the resume checkpoint atomically; plain types and tensors only."""
+        """Write the resume checkpoint atomically, behind a line with its digest; plain types and tensors only."""
         # Through memory, because PyTorch tells of a full disk as a RuntimeError.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        atomic_write_bytes(self.path / "state.pt", buffer.getvalue())
+        content = buffer.getbuffer()
+        with atomic_path(self.path / STATE) as temporary, temporary.open("wb") as file:
+            file.write(b"%s %s\n" % (_STATE_MAGIC, hashlib.sha256(content).hexdigest().encode()))
+            file.write(content)
 
     def load_state(self) -> dict[str, Any] | None:
         """The resume checkpoint, or None.
@@ -178,14 +209,20 @@ class StageDir:
         Raises:
             CorruptDataError: it is damaged.
         """
-        file = self.path / "state.pt"
-        if not file.exists():
+        file = self.path / STATE
+        try:
+            header, _, content = file.read_bytes().partition(b"\n")
+        except FileNotFoundError:
             return None
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+            if header != b"%s %s" % (_STATE_MAGIC, hashlib.sha256(content).hexdigest().encode()):
+                raise ValueError("another digest")
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError("not a mapping")
+        except Exception as error:  # PyTorch raises whatever its unpickler does.
             raise CorruptDataError(
-                f"The checkpoint {file} is damaged: run the command with --fresh to start this stage over."
+                f"The checkpoint {file} is damaged: run the same command with --fresh to start the stage over."
             ) from error
         return state
 
@@ -203,11 +240,7 @@ class StageDir:
         atomic_write_bytes(self.path / file, safetensors.torch.save(tensors, metadata=header))
 
     def load_weights(self, modules: Mapping[str, torch.nn.Module]) -> None:
-        """Read ``model.safetensors`` into modules of the same names and shapes.
-
-        Raises:
-            CorruptDataError: the file is missing, damaged or of other shapes.
-        """
+        """Read ``model.safetensors`` into modules; see :func:`load_weights`."""
         load_weights(self.path / WEIGHTS, modules)
 
 
@@ -215,17 +248,22 @@ def load_weights(file: Path, modules: Mapping[str, torch.nn.Module]) -> None:
     """Read a weights file into modules of the same names and shapes.
 
     Raises:
-        CorruptDataError: the file is missing, damaged or of other shapes.
+        CorruptDataError: the file is missing, damaged, of other shapes, or not the one that ``done.json`` beside it
+            names; or a value is not finite.
     """
+    done = StageDir(file.parent).done()
     try:
-        tensors = safetensors.torch.load_file(file)
+        content = file.read_bytes()
+        if done is not None and hashlib.sha256(content).hexdigest() != done["outputs"].get(file.name):
+            raise ValueError("another digest")
+        tensors = safetensors.torch.load(content)
         for name, module in modules.items():
             mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            if not all(value.isfinite().all() for value in mine.values()):
+                raise ValueError("not finite")
             module.load_state_dict(mine)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        raise CorruptDataError(
-            f"The weights {file} are missing or damaged: run that stage again with --fresh."
-        ) from error
+    except (OSError, safetensors.SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CorruptDataError(f"The weights {file} are missing or damaged: {_AGAIN}.") from error
 
 
 def read_about(file: Path) -> dict[str, Any]:
@@ -236,9 +274,12 @@ def read_about(file: Path) -> dict[str, Any]:
     """
     try:
         with safetensors.safe_open(file, "pt") as content:
-            about: dict[str, Any] = json.loads(content.metadata()["about"])
+            about = parse_json(content.metadata()["about"])
+        if not isinstance(about["stage"], str) or not isinstance(about["game"], str):
+            raise TypeError("not a header")
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CorruptDataError(f"{file} is damaged or no weights file of lapo: give the folder of a stage.") from error
+    assert isinstance(about, dict)
     return about
 
 
@@ -262,7 +303,7 @@ class SeedDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold this game and seed against every other process, until the block or the process ends."""
-        with _lock(self.path):
+        with exclusive(self.path / ".lock", _busy(self.path)):
             yield
 
 
@@ -275,36 +316,40 @@ class RunDir:
     preset: str
 
     @classmethod
-    def create(cls, path: Path, config: Config, preset: str, *, replace: bool = False) -> "RunDir":
+    def create(cls, path: Path, config: Config, preset: str, *, reconfigure: bool = False) -> "RunDir":
         """Make a run directory, or reopen one of the same configuration.
 
+        What no training depends on may differ: it holds for the run that is returned, and ``run.yaml`` stays as it is.
+
         Args:
-            replace: give an existing run the new configuration; stages that depend on what changed will run again.
+            reconfigure: give an existing run the new configuration; stages that depend on what changed will run again.
 
         Raises:
             RunDirError: the folder holds something else, a run of another configuration, or one that another process
                 works on.
         """
-        if path.exists() and not (path / "run.yaml").exists() and (not path.is_dir() or any(path.iterdir())):
+        file = path / "run.yaml"
+        if not file.exists() and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
-        if (path / "run.yaml").exists():
+        run = cls(path, config, preset)
+        if file.exists():
             changed = _changed_keys(cls.open(path).config, config)
-            if changed and not replace:
+            if changed and not reconfigure:
                 raise RunDirError(
                     f"{path} is a run of another configuration ({', '.join(changed[:3])} differ): use the same "
-                    "--preset, --config and --set, or another --run-dir, or --fresh to change this one."
+                    "--preset, --config and --set, or another --run-dir, or --reconfigure to give this run the new "
+                    "configuration and set the results aside that depend on it."
                 )
-        run = cls(path, config, preset)
+            if not reconfigure:
+                return run
         content = {
             "format": FORMAT,
             "lapo_version": lapo_cli.__version__,
             "preset": preset,
             "config": json.loads(config.model_dump_json()),
         }
-        text = yaml.safe_dump(content, sort_keys=False)
-        if not (path / "run.yaml").exists() or (path / "run.yaml").read_text() != text:
-            with run.lock():
-                atomic_write_text(path / "run.yaml", text)
+        with run.lock():
+            atomic_write_text(file, yaml.safe_dump(content, sort_keys=False))
         return run
 
     @classmethod
@@ -324,19 +369,21 @@ class RunDir:
 
     @classmethod
     def _read(cls, folder: Path) -> "RunDir":
+        file = folder / "run.yaml"
         try:
-            content = yaml.safe_load((folder / "run.yaml").read_text())
-            version = content["format"]
+            content = read_yaml(file)
+            if not isinstance(content, dict):
+                raise ValueError("it is not a mapping")
+            version, made_by = content["format"], str(content.get("lapo_version"))
             if version != FORMAT:
                 raise RunDirError(
-                    f"{folder} has run format {version}, made by lapo {content.get('lapo_version')}, and this lapo "
-                    f"{lapo_cli.__version__} reads format {FORMAT}: use that version, or another --run-dir."
+                    f"{file} is of run format {shortened(str(version))}, made by lapo {shortened(made_by)}, and this "
+                    f"lapo {lapo_cli.__version__} reads format {FORMAT}: use that version, or another --run-dir."
                 )
             return cls(folder, parse_config(content["config"]), str(content["preset"]))
-        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError, ConfigError) as error:
-            raise RunDirError(
-                f"{folder / 'run.yaml'} is damaged ({error}): restore it or use another --run-dir."
-            ) from error
+        except (ValueError, KeyError, ConfigError) as error:
+            why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise RunDirError(f"{file} is damaged ({why}): restore it or use another --run-dir.") from error
 
     def seed_dir(self, game: str, seed: int) -> SeedDir:
         """The folder of one game and seed, made or not."""
@@ -353,7 +400,7 @@ class RunDir:
         for folder in self.path.absolute().glob("*/seed-*"):
             number = folder.name.removeprefix("seed-")
             related = folder.is_relative_to(at) or at.is_relative_to(folder)
-            if related and folder.parent.name in GAMES and number.isdigit():
+            if related and folder.is_dir() and re.fullmatch("0|[1-9][0-9]*", number):
                 found.append(self.seed_dir(folder.parent.name, int(number)))
         if not found:
             raise RunDirError(f"{at} holds no game yet: run 'lapo train-idm GAME --run-dir {self.path}' first.")
@@ -362,7 +409,7 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the whole run against other processes that want the whole run."""
-        with _lock(self.path):
+        with exclusive(self.path / ".lock", _busy(self.path)):
             yield
 
 
@@ -380,17 +427,5 @@ def _changed_keys(old: Config, new: Config) -> list[str]:
     return [key for key in after if before.get(key) != after[key] and not key.startswith(harmless)]
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise RunDirError(
-            f"Another lapo process is working in {folder}: wait for it to end, or use another --run-dir."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _busy(folder: Path) -> RunDirError:
+    return RunDirError(f"Another lapo process is working in {folder}: wait for it to end, or use another --run-dir.")

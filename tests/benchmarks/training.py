@@ -1,7 +1,7 @@
 """Stages 1 to 3, paper-size models, batch 128: what lapo does against the plain formulation.
 
 Plain: float32, contiguous layout, no autocast, the latent action repeated over the image, frames made float on the
-host, Adam as it comes, nothing cached. Both sides share the vectorized quantizer; the one in loops is a reference for
+host, AdamW as it comes, nothing cached. Both sides share the vectorized quantizer; the one in loops is a reference for
 its numbers, not for its speed.
 """
 
@@ -18,6 +18,7 @@ from lapo_cli.core.config import Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.sources.replay import bundled_logs, import_replay
 from lapo_cli.core.data.store import Video, open_store
+from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import Policy
@@ -57,16 +58,16 @@ def stage1(rounds: int) -> list[Line]:
     with TemporaryDirectory() as folder:
         video = _video(folder)
         sampler = BatchSampler(video.windows(), _BATCH, seed=0)
-        idm, world_model = build_idm(_MODEL), WorldModel(_MODEL.world_model_base, 64, _MODEL.la_dim)
-        plain_idm = PlainEncoder(9, _MODEL.idm_scale, 64, _MODEL.la_dim)
-        plain_world_model = PlainWorldModel(_MODEL.world_model_base, _MODEL.la_dim)
+        idm, world_model = build_idm(_MODEL), WorldModel(_MODEL.world_model_base, 64, _MODEL.quantizer.la_dim)
+        plain_idm = PlainEncoder(9, _MODEL.idm_scale, 64, _MODEL.quantizer.la_dim)
+        plain_world_model = PlainWorldModel(_MODEL.world_model_base, _MODEL.quantizer.la_dim)
         quantizer = build_idm(_MODEL).quantizer
         compute.place(idm)
         compute.place(world_model)
         parameters = [*idm.parameters(), *world_model.parameters()]
         plain_parameters = [*plain_idm.parameters(), *plain_world_model.parameters()]
-        optimizer = torch.optim.Adam(parameters, 3e-4, fused=True)
-        plain_optimizer = torch.optim.Adam(plain_parameters, 3e-4)
+        optimizer = torch.optim.AdamW(parameters, 3e-4, fused=True)
+        plain_optimizer = torch.optim.AdamW(plain_parameters, 3e-4)
         batches = FrameLoader(video, compute.device).batches(sampler, 0, _FOREVER)
         plain_batches = _plain_batches(video, sampler, (-1, 0, 1))
 
@@ -103,17 +104,17 @@ def stage2(rounds: int) -> list[Line]:
         windows = video.windows()
         sampler = BatchSampler(windows, _BATCH, seed=0)
         idm = build_idm(_MODEL).requires_grad_(False).eval()
-        policy = Policy(_MODEL.policy_scale, 64, _MODEL.la_dim)
-        plain_idm = PlainEncoder(9, _MODEL.idm_scale, 64, _MODEL.la_dim)
-        plain_policy = PlainEncoder(3, _MODEL.policy_scale, 64, _MODEL.la_dim)
+        policy = Policy(_MODEL.policy_scale, 64, _MODEL.quantizer.la_dim)
+        plain_idm = PlainEncoder(9, _MODEL.idm_scale, 64, _MODEL.quantizer.la_dim)
+        plain_policy = PlainEncoder(3, _MODEL.policy_scale, 64, _MODEL.quantizer.la_dim)
         compute.place(idm)
         compute.place(policy)
-        optimizer = torch.optim.Adam(policy.parameters(), 2e-4, fused=True)
-        plain_optimizer = torch.optim.Adam(plain_policy.parameters(), 2e-4)
+        optimizer = torch.optim.AdamW(policy.parameters(), 2e-4, fused=True)
+        plain_optimizer = torch.optim.AdamW(plain_policy.parameters(), 2e-4)
         loader = FrameLoader(video, compute.device)
         batches = loader.batches(sampler, 0, _FOREVER, (0,))
         plain_batches = _plain_batches(video, sampler, (-1, 0, 1))
-        labels = np.zeros((len(windows), _MODEL.la_dim), np.float16)
+        labels = np.zeros((len(windows), _MODEL.quantizer.la_dim), np.float16)
 
         @torch.no_grad()
         def label() -> None:
@@ -162,11 +163,13 @@ def stage3(rounds: int) -> list[Line]:
     compute = resolve("cpu")
     config = _CONFIG.online
     decoding_share = config.decoder_until / config.steps
-    agent = LatentAgent(Policy(_MODEL.policy_scale, 64, _MODEL.la_dim), with_decoder=True, size=64, compute=compute)
+    agent = LatentAgent(
+        Policy(_MODEL.policy_scale, 64, _MODEL.quantizer.la_dim), with_decoder=True, size=64, compute=compute
+    )
     compute.place(agent)
     idm = build_idm(_MODEL).requires_grad_(False).eval()
     compute.place(idm)
-    ppo = PPO(agent, agent.parameter_groups(config), "bigfish", config, seed=0, device=compute.device)
+    ppo = PPO(agent, agent.parameter_groups(config), ENVIRONMENTS.get("bigfish"), config, seed=0, device=compute.device)
     plain = _PlainOnline()
     windows = torch.randint(0, 256, (_LABEL_CHUNK, 3, 64, 64, 3), dtype=torch.uint8)
 
@@ -204,8 +207,8 @@ class _PlainOnline:
     """Stage 3 as the research code does it, without the labelling."""
 
     def __init__(self) -> None:
-        self.agent = PlainLatentAgent(_MODEL.la_dim, _MODEL.policy_scale, 64)
-        self.idm = PlainEncoder(9, _MODEL.idm_scale, 64, _MODEL.la_dim)
+        self.agent = PlainLatentAgent(_MODEL.quantizer.la_dim, _MODEL.policy_scale, 64)
+        self.idm = PlainEncoder(9, _MODEL.idm_scale, 64, _MODEL.quantizer.la_dim)
         heads = [self.agent.action, self.agent.value, self.agent.hidden]
         self.optimizer = torch.optim.Adam([{"params": head.parameters(), "lr": 1e-3} for head in heads])
         self.config = _CONFIG.online.ppo.model_copy(update={"minibatches": 1, "num_steps": _PLAIN_STEPS})

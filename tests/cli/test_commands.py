@@ -111,6 +111,7 @@ def test_commands_on_a_run_use_its_configuration(
     lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, key: str, value: object
 ) -> None:
     core = _stand_in(monkeypatch, name, _summary([]) if name == "evaluate" else [_result()])
+    before = (run.path / "run.yaml").read_bytes()
     Path("mine.yaml").write_text("stage2: {steps: 5, lr: 2e-3}\n")
     said = lapo(*words, "--config", "mine.yaml", "--set", "stage2.steps=7")
     assert said.exit_code == 0, said.stderr
@@ -120,7 +121,25 @@ def test_commands_on_a_run_use_its_configuration(
     assert found[key]["value"] == value
     changed = {k for k, about in found.items() if about["value"] != describe(run.config)[k]["value"]}
     assert changed == {"stage2.steps", "stage2.lr", key}
-    assert RunDir.open(run.path).config == opened.config
+    assert (run.path / "run.yaml").read_bytes() == before
+
+
+def test_another_configuration_needs_reconfigure_and_not_fresh(
+    lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = _stand_in(monkeypatch, "train_idm", [_result()])
+    words = ("train-idm", "maze", "--run-dir", "run")
+    assert lapo(*words).exit_code == 0
+    before = (home / "run" / "run.yaml").read_bytes()
+    for fresh in ((), ("--fresh",)):
+        said = lapo(*words, *fresh, "--set", "stage1.lr=1e-3")
+        assert said.exit_code == 2
+        assert "stage1.lr" in said.stderr
+        assert "--reconfigure" in said.stderr
+        assert (home / "run" / "run.yaml").read_bytes() == before
+    said = lapo(*words, "--reconfigure", "--set", "stage1.lr=1e-3")
+    assert said.exit_code == 0, said.stderr
+    assert RunDir.open(home / "run").config.stage1.lr == core.calls[-1][0].config.stage1.lr == 1e-3
 
 
 def test_finetune_online_passes_where_to_start(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

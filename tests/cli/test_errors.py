@@ -80,6 +80,33 @@ def test_options_that_typer_refuses(lapo: Lapo, words: list[str]) -> None:
     assert lapo(*words).exit_code == 2
 
 
+@pytest.mark.parametrize("words", [("info",), ("train-idm", "maze"), ("download", "maze"), ("evaluate", "run")])
+def test_a_data_folder_in_an_unknown_home(lapo: Lapo, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    monkeypatch.setenv("LAPO_DATA_DIR", "~nosuchuser/x")
+    said = lapo(*words)
+    assert said.exit_code == 2
+    assert "~nosuchuser/x" in said.stderr
+    assert "LAPO_DATA_DIR" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train-policy", "run", "--set", "stage2.steps=3", "--device", "nonsense"),
+        ("decode-offline", "run", "--labels", "16", "--device", "nonsense"),
+        ("finetune-online", "run", "--steps", "9"),
+        ("evaluate", "run", "--episodes", "9"),
+    ],
+)
+def test_a_command_that_fails_leaves_the_run_as_it_was(lapo: Lapo, home: Path, words: tuple[str, ...]) -> None:
+    RunDir.create(home / "run", load_config("quick"), "quick")
+    (home / "run" / "maze" / "seed-0").mkdir(parents=True)
+    before = (home / "run" / "run.yaml").read_bytes()
+    assert lapo(*words).exit_code == 2
+    assert (home / "run" / "run.yaml").read_bytes() == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
 def test_cuda_asked_for_and_absent(lapo: Lapo) -> None:
     said = lapo("train-idm", "maze", "--device", "cuda")

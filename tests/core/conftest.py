@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_config import TINY
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import Config, load_config
@@ -14,6 +13,7 @@ from lapo_cli.core.data.download import download
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
 from lapo_cli.core.training.context import Context
+from tests.core.tiny_config import TINY
 
 
 @pytest.fixture(scope="session", autouse=True)

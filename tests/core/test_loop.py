@@ -19,10 +19,10 @@ from lapo_cli.core.config import Ramp, Stage1Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.stages.online import finetune_online
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.loop import TrainingLoop
 from lapo_cli.core.training.metrics import MetricsLog, read_metrics
+from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
 
@@ -182,6 +182,78 @@ def test_a_truncated_checkpoint_is_told(stage: StageDir) -> None:
         stage.load_state()
 
 
+def test_a_checkpoint_with_any_byte_altered_is_told(stage: StageDir) -> None:
+    stage.save_state({"step": 1, "weights": torch.randn(50)})
+    file = stage.path / "state.pt"
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CorruptDataError, match=r"state\.pt is damaged"):
+            stage.load_state()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": None},
+        {"step": "1"},
+        {"step": -1},
+        {"step": 100},
+        {"rng": None},
+        {"rng": {}},
+        {"rng": {"cpu": torch.zeros(3)}},
+        {"net": None},
+        {"net": {}},
+        {"net": torch.nn.Linear(3, 3).state_dict()},
+        {"net": {"weight": 1, "bias": 2}},
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"counter": {}},
+    ],
+)
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_checkpoint_of_another_structure_is_told(
+    context: MakeContext, stage: StageDir, change: dict[str, Any], missing: bool
+) -> None:
+    net = torch.nn.Linear(2, 2)
+    state = {"net": net, "optimizer": torch.optim.Adam(net.parameters()), "counter": _Counter()}
+    saved: dict[str, Any] = {name: item.state_dict() for name, item in state.items()}
+    saved |= {"step": 1, "rng": {"cpu": torch.get_rng_state()}, **change}
+    if missing:
+        saved = {name: value for name, value in saved.items() if name not in change}
+    stage.save_state(saved)
+    with pytest.raises(CorruptDataError, match=r"state\.pt does not fit this stage: .*--fresh"):
+        TrainingLoop(stage, context(), "counting", 10, state, show=())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            b"\xff",
+            b"[]",
+            b"1",
+            b"",
+            b"{}",
+            b"[" * 100_000,
+            b"1" * 5000,
+            b'{"step": 1}',
+            b'{"step": 1, "seconds": NaN}',
+        ),
+        b'{"step": "1", "seconds": 1}',
+        b'{"step": 1.5, "seconds": 1}',
+        b'{"step": 1, "seconds": 1, "a": "b"}',
+    ],
+)
+def test_a_damaged_line_of_metrics_is_told_with_its_number(tmp_path: Path, line: bytes) -> None:
+    whole = b'{"step": 1, "seconds": 0.5, "a": NaN}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(CorruptDataError, match=r"metrics\.jsonl is damaged in line 2"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(whole + line)
+    assert [found["step"] for found in read_metrics(tmp_path)] == [1]
+
+
 class _InterruptAt:
     """Progress that presses Ctrl-C when a task named so comes to a point."""
 
@@ -206,12 +278,12 @@ class _InterruptAt:
 def test_online_training_goes_on_where_ctrl_c_stopped_it(context: MakeContext, tmp_path: Path) -> None:
     words = ("online.steps=512", "online.ppo.num_envs=4", "online.ppo.num_steps=32")
     unbroken = context(*words, game="bigfish")
-    finetune_online(unbroken, "scratch")
+    run(unbroken, "scratch")
     broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
-        finetune_online(replace(broken, progress=_InterruptAt("stage 3 online", 256)), "scratch")
+        run(replace(broken, progress=_InterruptAt("PPO from scratch", 256)), "scratch")
     assert broken.seed_dir.stage("scratch").done() is None
-    finetune_online(broken, "scratch")
+    run(broken, "scratch")
     stages = [ctx.seed_dir.stage("scratch") for ctx in (unbroken, broken)]
     results = [stage.require_done("")["results"] for stage in stages]
     assert results[0] == results[1]

@@ -8,23 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_config import TINY
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import DecoderConfig, OnlineConfig, PPOConfig, load_config
 from lapo_cli.core.data.store import open_store
+from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.models.frames import normalize
-from lapo_cli.core.models.policy import Decoder, Policy
+from lapo_cli.core.models.policy import Decoder, LatentPolicy
+from lapo_cli.core.models.policy_targets.latent import LatentTarget
 from lapo_cli.core.run_dir import SeedDir
-from lapo_cli.core.stages.idm import train_idm
-from lapo_cli.core.stages.policy import train_policy
-from lapo_cli.core.training import decoding, online
+from lapo_cli.core.stages import online
+from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import LatentAgent, ScratchAgent
-from lapo_cli.core.training.checkpoints import load_idm, load_policy, training_windows
+from lapo_cli.core.training.checkpoints import load_idm, load_policy
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import latent_labels
+from lapo_cli.core.training.latent_labels import latent_labels, training_windows
 from lapo_cli.core.training.ppo import PPO, RewardScaler, Rollout
-from lapo_cli.core.training.probe import commonest_accuracy, probe_accuracy
+from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
+from tests.core.tiny_config import TINY, run
 
 _CPU = torch.device("cpu")
 _COMPUTE = Compute(_CPU, bf16=False)
@@ -59,12 +62,12 @@ def _ppo(kind: str) -> PPO:
     torch.manual_seed(0)
     config = OnlineConfig(steps=10_000, ppo=PPOConfig(num_envs=4, num_steps=12, minibatches=2, env_groups=2))
     if kind == "latent":
-        agent: Any = LatentAgent(Policy(1, 16, 8), with_decoder=True, size=16, compute=_COMPUTE)
+        agent: Any = LatentAgent(LatentPolicy(1, 16, LatentTarget(8, 8)), 15, with_decoder=True, compute=_COMPUTE)
         groups = agent.parameter_groups(config)
     else:
-        agent = ScratchAgent(1, 16, _COMPUTE)
+        agent = ScratchAgent(1, 16, 15, _COMPUTE)
         groups = agent.parameter_groups(config.scratch.at)
-    return PPO(agent, groups, "bigfish", config, seed=3, device=_CPU)
+    return PPO(agent, groups, ENVIRONMENTS.get("bigfish"), config, seed=3, device=_CPU)
 
 
 def _same(one: Rollout, other: Rollout) -> None:
@@ -107,10 +110,12 @@ def test_a_compiled_agent_learns_what_the_plain_one_learns() -> None:
     ends = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        agent = ScratchAgent(1, 16, _COMPUTE)
+        agent = ScratchAgent(1, 16, 15, _COMPUTE)
         ppo = PPOConfig(num_envs=4, num_steps=12, minibatches=2, env_groups=1, compile=compiled)
         config = OnlineConfig(steps=10_000, ppo=ppo)
-        learner = PPO(agent, agent.parameter_groups(config.scratch.at), "bigfish", config, seed=3, device=_CPU)
+        learner = PPO(
+            agent, agent.parameter_groups(config.scratch.at), ENVIRONMENTS.get("bigfish"), config, seed=3, device=_CPU
+        )
         first = learner.collect(keep_frames=False)
         learner.update(first)
         learner.close()
@@ -137,13 +142,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Context
     """Stages 1 and 2 done."""
     seed_dir = SeedDir(tmp_path_factory.mktemp("trained") / "maze" / "seed-0", "maze", 0)
     ctx = Context(seed_dir, load_config("paper", overrides=TINY), _COMPUTE, data_dir)
-    train_idm(ctx)
-    train_policy(ctx)
+    run(ctx, "idm")
+    run(ctx, "policy")
     return ctx
 
 
 def _labeller(ctx: Context) -> tuple[Any, LatentAgent]:
-    agent = LatentAgent(load_policy(ctx), with_decoder=True, size=16, compute=ctx.compute)
+    agent = LatentAgent(load_policy(ctx), 15, with_decoder=True, compute=ctx.compute)
     return online._OnlineDecoder(ctx, agent), agent
 
 
@@ -206,7 +211,7 @@ def _without_frames(rollout: Rollout) -> Rollout:
 
 def test_the_decoder_learns_and_is_frozen_again() -> None:
     torch.manual_seed(0)
-    decoder = Decoder(8)
+    decoder = Decoder(8, 15)
     actions = torch.randint(0, 15, (600,))
     latents = torch.nn.functional.one_hot(actions % 8, 8).half() * 3
     first = decoding.fit(decoder, latents, actions % 8, DecoderConfig(batch_size=64), steps=1)
@@ -222,7 +227,7 @@ def test_stage_2_labels_are_what_the_idm_says_of_each_window(trained: Context) -
     windows = training_windows(video, 2048)
     idm = load_idm(trained)
     labels = latent_labels(trained, idm, "test of labels", video, windows)
-    assert labels.shape == (len(windows), trained.config.model.la_dim)
+    assert labels.shape == (len(windows), trained.config.model.quantizer.la_dim)
     picked = np.random.default_rng(0).choice(len(windows), 64, replace=False)
     for row in (0, len(windows) - 1, *picked):
         t = windows[row]
@@ -236,9 +241,27 @@ def test_the_probe_reads_what_is_there_and_nothing_else() -> None:
     actions = rng.integers(0, 15, 6000)
     telling = torch.nn.functional.one_hot(torch.from_numpy(actions), 15).float() * 1e-4
     noise = torch.from_numpy(rng.normal(size=(6000, 15)).astype(np.float32))
-    assert probe_accuracy(telling, actions, epochs=8, seed=0) > 0.95
-    assert probe_accuracy(noise, actions, epochs=3, seed=0) < 0.15
+    assert probe_accuracy(telling, actions, 15, split=3000, epochs=8, seed=0) > 0.95
+    assert probe_accuracy(noise, actions, 15, split=3000, epochs=3, seed=0) < 0.15
     before = torch.get_rng_state()
-    probe_accuracy(noise[:200], actions[:200], epochs=1, seed=0)
+    probe_accuracy(noise[:200], actions[:200], 15, split=100, epochs=1, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert commonest_accuracy(np.array([1, 1, 2, 1, 2, 2])) == pytest.approx(1 / 3)
+    assert majority_accuracy(np.array([1, 1, 2, 1, 2, 2]), split=3) == pytest.approx(1 / 3)
+
+
+@given(lengths=st.lists(st.integers(3, 40), min_size=1, max_size=12), most=st.integers(1, 100), seed=st.integers(0, 9))
+def test_the_probe_is_tested_on_other_episodes_than_it_is_trained_on(lengths: list[int], most: int, seed: int) -> None:
+    starts = np.zeros(sum(lengths), bool)
+    starts[np.cumsum([0, *lengths[:-1]])] = True
+    windows = np.flatnonzero(~(starts[1:-1] | starts[2:])) + 1
+    one, other = split_by_episode(windows, starts, most=most, seed=seed)
+    assert len(one) <= most
+    assert len(other) <= most
+    assert np.isin(np.concatenate([one, other]), windows).all()
+    frames = [set((half[:, None] + [-1, 0, 1]).flatten().tolist()) for half in (one, other)]
+    assert frames[0].isdisjoint(frames[1])
+    if len(lengths) > 1:
+        episode = np.cumsum(starts)
+        assert set(episode[one].tolist()).isdisjoint(episode[other].tolist())
+        assert len(one) > 0
+        assert len(other) > 0

@@ -14,42 +14,47 @@ import pytest
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import MissingInputError, RunDirError
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary
-from lapo_cli.core.pipeline import STAGES, Options, evaluate, finetune_online, plan, run_all, train_idm, train_policy
+from lapo_cli.core.pipeline import Options, chain, evaluate, plan, run_all, run_stage
 from lapo_cli.core.progress import Silent
-from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.run_dir import RunDir, SeedDir
+from lapo_cli.core.training.stage import StageResult
 
 _GAMES = ["maze", "fruitbot"]
+
+
+def _stage(run: RunDir, name: str, seed_dir: SeedDir, options: Options) -> StageResult:
+    (result,) = run_stage(run, name, [seed_dir], options, Silent())
+    return result
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[RunDir, Summary]:
     """Both games with one job; bigfish between them has damaged data."""
-    from tiny_config import TINY
-
     from lapo_cli.core.config import load_config
+    from tests.core.tiny_config import TINY
 
     run = RunDir.create(tmp_path_factory.mktemp("runs") / "one", load_config("paper", overrides=TINY), "paper")
     return run, run_all(run, ["maze", "bigfish", "fruitbot"], [0], Options("cpu", data_dir), Silent())
 
 
-def _methods(summary: Summary, game: str) -> list[str]:
-    return [row.method for row in summary.rows if row.game == game]
+def _policies(summary: Summary, game: str) -> list[str]:
+    return [row.title for row in summary.rows if row.game == game]
 
 
 def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, Summary]) -> None:
     run, summary = done
     for game in _GAMES:
-        for stage in STAGES:
-            assert run.seed_dir(game, 0).stage(stage).done() is not None, (game, stage)
+        for stage in chain():
+            assert run.seed_dir(game, 0).stage(stage.name).done() is not None, (game, stage.name)
     played = [
         "LAPO decoded offline, 4 labelled frames",
         "LAPO decoded offline, 64 labelled frames",
         "LAPO fine-tuned online, 512 steps",
         "PPO from scratch, 512 steps",
     ]
-    assert _methods(summary, "maze") == ["random policy", "demonstrations (expert)", *played]
+    assert _policies(summary, "maze") == ["random policy", "demonstrations (expert) (as recorded)", *played]
     # In so few frames of fruitbot no episode ends, so there is nothing to say of its demonstrations.
-    assert _methods(summary, "fruitbot") == _methods(summary, ALL_GAMES) == ["random policy", *played]
+    assert _policies(summary, "fruitbot") == _policies(summary, ALL_GAMES) == ["random policy", *played]
     for row in summary.rows:
         if row.low is not None and row.mean is not None and row.high is not None:
             assert row.low <= row.mean <= row.high
@@ -66,11 +71,11 @@ def test_a_game_that_fails_is_reported_and_stops_no_other(done: tuple[RunDir, Su
 def test_the_summary_is_written_as_json_and_markdown(done: tuple[RunDir, Summary]) -> None:
     run, summary = done
     written = json.loads((run.path / "summary.json").read_text())
-    assert [row["method"] for row in written["rows"]] == [row.method for row in summary.rows]
+    assert [row["policy"] for row in written["rows"]] == [row.title for row in summary.rows]
     assert written["failures"][0]["game"] == "bigfish"
     text = (run.path / "summary.md").read_text()
     for row in summary.rows:
-        assert row.method in text
+        assert row.title in text
     for file in summary.files:
         assert file.stat().st_size > 0
 
@@ -79,7 +84,7 @@ def test_a_second_call_skips_everything_and_gives_the_same(done: tuple[RunDir, S
     run, first = done
     kept = {file: file.stat().st_mtime_ns for file in run.path.rglob("*.safetensors")}
     kept |= {file: file.stat().st_mtime_ns for file in run.path.rglob("evaluation/*.json")}
-    assert len(kept) == len(_GAMES) * (len(STAGES) + 5)
+    assert len(kept) == len(_GAMES) * (len(chain()) + 5)
     again = run_all(run, ["maze", "bigfish", "fruitbot"], [0], Options("cpu", data_dir), Silent())
     assert again.rows == first.rows
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
@@ -101,9 +106,9 @@ def test_evaluate_takes_any_level_of_the_tree(done: tuple[RunDir, Summary], data
     game = evaluate(run, run.path / "maze", options, Silent())
     assert [row for row in summary.rows if row.game == "maze"] == game.rows
     stage = evaluate(run, run.path / "maze" / "seed-0" / "scratch", options, Silent())
-    assert [row.method for row in stage.rows] == [
+    assert [row.title for row in stage.rows] == [
         "random policy",
-        "demonstrations (expert)",
+        "demonstrations (expert) (as recorded)",
         "PPO from scratch, 512 steps",
     ]
     with pytest.raises(RunDirError):
@@ -114,8 +119,8 @@ def test_a_stage_by_hand_is_the_stage_of_run_all(done: tuple[RunDir, Summary], t
     run, _ = done
     options = Options("cpu", data_dir)
     other = RunDir.create(tmp_path / "by-hand", run.config, "paper")
-    train_idm(other, "maze", 0, options, Silent())
-    train_policy(other, other.path, options, Silent())
+    _stage(other, "idm", other.seed_dir("maze", 0), options)
+    _stage(other, "policy", other.seed_dir("maze", 0), options)
     for stage in ("idm", "policy"):
         by_hand, in_run_all = (r.seed_dir("maze", 0).stage(stage).done() for r in (other, run))
         assert by_hand is not None
@@ -128,20 +133,20 @@ def test_a_stage_whose_settings_changed_runs_again_and_so_do_those_that_use_it(
 ) -> None:
     options = Options("cpu", data_dir)
     run = RunDir.create(tmp_path / "run", tiny(), "paper")
-    train_idm(run, "maze", 0, options, Silent())
-    train_policy(run, run.path, options, Silent())
+    _stage(run, "idm", run.seed_dir("maze", 0), options)
+    _stage(run, "policy", run.seed_dir("maze", 0), options)
     with pytest.raises(RunDirError, match=r"stage1\.lr"):
         RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper")
-    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", replace=True)
-    assert not train_idm(changed, "maze", 0, options, Silent())[0].skipped
-    assert not train_policy(changed, run.path, options, Silent())[0].skipped
+    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", reconfigure=True)
+    assert not _stage(changed, "idm", changed.seed_dir("maze", 0), options).skipped
+    assert not _stage(changed, "policy", changed.seed_dir("maze", 0), options).skipped
     stages = {folder.name for folder in (run.path / "maze" / "seed-0").iterdir() if folder.is_dir()}
     assert stages == {"idm", "idm.old-1", "policy", "policy.old-1"}
     unrelated = RunDir.create(
-        run.path, tiny("stage1.lr=1e-3", "online.steps=99", "checkpoint_seconds=1"), "paper", replace=True
+        run.path, tiny("stage1.lr=1e-3", "online.steps=99", "checkpoint_seconds=1"), "paper", reconfigure=True
     )
-    assert train_idm(unrelated, "maze", 0, options, Silent())[0].skipped
-    assert train_policy(unrelated, run.path, options, Silent())[0].skipped
+    assert _stage(unrelated, "idm", unrelated.seed_dir("maze", 0), options).skipped
+    assert _stage(unrelated, "policy", unrelated.seed_dir("maze", 0), options).skipped
 
 
 def test_a_stage_without_the_one_before_it_names_the_command(
@@ -150,9 +155,9 @@ def test_a_stage_without_the_one_before_it_names_the_command(
     run = RunDir.create(tmp_path / "run", tiny(), "paper")
     run.seed_dir("maze", 0).path.mkdir(parents=True)
     with pytest.raises(MissingInputError, match="lapo train-idm maze"):
-        train_policy(run, run.path, Options("cpu", data_dir), Silent())
+        _stage(run, "policy", run.seed_dir("maze", 0), Options("cpu", data_dir))
     with pytest.raises(MissingInputError, match="lapo train-idm maze"):
-        finetune_online(run, run.path, "latent", Options("cpu", data_dir), Silent())
+        _stage(run, "online", run.seed_dir("maze", 0), Options("cpu", data_dir))
 
 
 def test_a_killed_process_is_reported_and_the_rest_resumes(

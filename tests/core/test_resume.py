@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny_config import TINY
 
 from lapo_cli.core.config import Config
-from lapo_cli.core.pipeline import Options, train_idm
+from lapo_cli.core.pipeline import Options, run_stage
 from lapo_cli.core.progress import Silent
-from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.training.metrics import read_metrics
+from tests.core.tiny_config import TINY
 
 _LONG = (
     "stage1.steps=300",
@@ -85,7 +85,8 @@ def test_a_run_killed_twice_ends_with_the_weights_of_an_unbroken_one(
     if stage == "policy":
         options = Options("cpu", data_dir)
         for name in ("killed", "unbroken"):
-            train_idm(RunDir.create(tmp_path / name, tiny(), "paper"), "maze", 0, options, Silent())
+            run = RunDir.create(tmp_path / name, tiny(), "paper")
+            run_stage(run, "idm", [run.seed_dir("maze", 0)], options, Silent())
     folders = {name: tmp_path / name / "maze" / "seed-0" / stage for name in ("killed", "unbroken")}
     unbroken = start("unbroken")
     _kill_after_a_checkpoint(start("killed"), folders["killed"])
@@ -106,5 +107,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(tmp_path: Path, data_dir:
     _, errors = process.communicate()
     assert process.returncode == 130, errors.decode()
     assert b"Traceback" not in errors
-    state = torch.load(stage / "state.pt", weights_only=True)
+    state = StageDir(stage).load_state()
+    assert state is not None
     assert state["step"] >= read_metrics(stage)[-1]["step"] > 0

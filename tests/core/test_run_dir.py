@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, RunDirError
-from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
+from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir, load_weights, read_about
 
 Tiny = Callable[..., Config]
 _KEY = {"stage": "idm", "seed": 0, "inputs": {"train": "abc"}, "config": {"lr": 0.1}}
@@ -55,11 +60,25 @@ def test_an_unfinished_stage_of_the_same_key_keeps_its_checkpoint(tmp_path: Path
     assert state["step"] == 3
 
 
-def test_fresh_starts_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished", [True, False])
+def test_fresh_starts_over_and_sets_aside(tmp_path: Path, finished: bool) -> None:
     stage = _finished(tmp_path)
+    if not finished:
+        (stage.path / "done.json").unlink()
+    before = {file.name: file.read_bytes() for file in stage.path.iterdir()}
     assert stage.begin(_KEY, fresh=True)
     assert stage.done() is None
-    assert not (stage.path / "model.safetensors").exists()
+    assert {file.name for file in stage.path.iterdir()} == {"config.yaml"}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "idm.old-1").iterdir()} == before
+
+
+def test_fresh_sets_a_damaged_stage_aside(tmp_path: Path) -> None:
+    stage = _finished(tmp_path)
+    (stage.path / "done.json").write_text("{")
+    with pytest.raises(CorruptDataError, match="--fresh"):
+        stage.begin(_KEY, fresh=False)
+    assert stage.begin(_KEY, fresh=True)
+    assert (tmp_path / "idm.old-1" / "model.safetensors").exists()
 
 
 def test_the_output_fingerprint_follows_the_weights(tmp_path: Path) -> None:
@@ -75,7 +94,13 @@ def test_an_unfinished_stage_names_the_command(tmp_path: Path) -> None:
         StageDir(tmp_path / "idm").require_done("lapo train-idm maze")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"key": 1}', "\xff"])
+_DEEP = "[" * 200_000
+_LONG_NUMBER = "1" * 5000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"key": 1}', "\xff", _DEEP, _LONG_NUMBER, "NaN", '"\\ud800"', "{}" * 40_000_000]
+)
 def test_a_damaged_done_file_is_told(tmp_path: Path, text: str) -> None:
     stage = _finished(tmp_path)
     (stage.path / "done.json").write_bytes(text.encode("latin-1"))
@@ -83,7 +108,38 @@ def test_a_damaged_done_file_is_told(tmp_path: Path, text: str) -> None:
         stage.done()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+@pytest.mark.parametrize(("old", "new"), [("0.5", "0.6"), ("idm", "idn"), ("loss", "lose")])
+def test_an_altered_done_file_is_told(tmp_path: Path, old: str, new: str) -> None:
+    stage = _finished(tmp_path)
+    file = stage.path / "done.json"
+    stage.finish({"loss": 0.5, "of": "idm"})
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(CorruptDataError, match=r"done\.json is damaged"):
+        stage.done()
+
+
+@given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60)))
+def test_results_come_back_exactly(results: dict[str, float]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        stage = StageDir(Path(folder, "idm"))
+        stage.begin(_KEY, fresh=False)
+        stage.finish(results)
+        assert stage.require_done("x")["results"] == results
+
+
+def test_what_a_stage_was_asked_is_refused_when_altered_or_missing(tmp_path: Path) -> None:
+    stage = _finished(tmp_path)
+    assert stage.asked()["config"] == {"lr": 0.1}
+    file = stage.path / "config.yaml"
+    file.write_text(file.read_text().replace("0.1", "0.2"))
+    with pytest.raises(CorruptDataError, match=r"config\.yaml"):
+        stage.asked()
+    file.unlink()
+    with pytest.raises(CorruptDataError, match=r"config\.yaml"):
+        stage.asked()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "key: &a [*a]", "a: " + _LONG_NUMBER])
 def test_a_damaged_stage_marker_is_set_aside(tmp_path: Path, text: str) -> None:
     stage = StageDir(tmp_path / "idm")
     stage.begin(_KEY, fresh=False)
@@ -107,6 +163,38 @@ def test_damaged_missing_or_foreign_weights_are_told(tmp_path: Path) -> None:
         stage.load_weights({"net": torch.nn.Linear(2, 2)})
 
 
+def test_altered_weights_of_a_finished_stage_are_told(tmp_path: Path) -> None:
+    stage = _finished(tmp_path)
+    file = stage.path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8] + bytes(8))  # Zeros are weights like any others.
+    for load in (stage.load_weights, partial(load_weights, file)):
+        with pytest.raises(CorruptDataError, match=rf"{file} .*--fresh"):
+            load({"net": torch.nn.Linear(2, 2)})
+    file.write_bytes(whole)
+    stage.load_weights({"net": torch.nn.Linear(2, 2)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told(tmp_path: Path, value: float) -> None:
+    stage = StageDir(tmp_path / "idm")
+    net = torch.nn.Linear(2, 2)
+    net.weight.data[0, 1] = value
+    stage.save_weights({"net": net}, {})
+    with pytest.raises(CorruptDataError, match="weights"):
+        load_weights(stage.path / "model.safetensors", {"net": torch.nn.Linear(2, 2)})
+
+
+@pytest.mark.parametrize(
+    "header", [None, {}, {"about": "["}, {"about": _DEEP}, {"about": "[]"}, {"about": "{}"}, {"about": '{"stage": 1}'}]
+)
+def test_a_weights_file_of_something_else_is_told(tmp_path: Path, header: dict[str, str] | None) -> None:
+    file = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, file, header)
+    with pytest.raises(CorruptDataError, match=str(file)):
+        read_about(file)
+
+
 def test_weights_come_back_from_channels_last(tmp_path: Path) -> None:
     stage = StageDir(tmp_path / "idm")
     stage.begin(_KEY, fresh=False)
@@ -122,11 +210,13 @@ def test_a_run_is_found_from_anywhere_inside_it(tmp_path: Path, tiny: Tiny) -> N
     RunDir.create(tmp_path / "run", config, "quick")
     inside = tmp_path / "run" / "maze" / "seed-3" / "idm"
     inside.mkdir(parents=True)
-    (tmp_path / "run" / "fruitbot" / "seed-0").mkdir(parents=True)
+    for other in ("my-robot/seed-0", "my-robot/seed-x", "my-robot/seed-00", "my-robot/seed-²", "maze/other"):
+        (tmp_path / "run" / other).mkdir(parents=True)
+    (tmp_path / "run" / "my-robot" / "seed-1").touch()
     run = RunDir.open(inside)
     assert (run.config, run.preset) == (config, "quick")
     assert [(s.game, s.seed) for s in run.seed_dirs(inside)] == [("maze", 3)]
-    assert [(s.game, s.seed) for s in run.seed_dirs()] == [("fruitbot", 0), ("maze", 3)]
+    assert [(s.game, s.seed) for s in run.seed_dirs()] == [("maze", 3), ("my-robot", 0)]
     with pytest.raises(RunDirError, match="no game yet"):
         RunDir.create(tmp_path / "empty", config, "quick").seed_dirs()
 
@@ -145,6 +235,18 @@ def test_a_folder_of_something_else_is_no_run_directory(tmp_path: Path, tiny: Ti
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
+def test_another_configuration_is_refused_unless_the_run_is_to_be_reconfigured(tmp_path: Path, tiny: Tiny) -> None:
+    run = RunDir.create(tmp_path / "run", tiny(), "quick")
+    before = (run.path / "run.yaml").read_bytes()
+    with pytest.raises(RunDirError, match=r"stage1\.lr differ.*--run-dir.*--reconfigure"):
+        RunDir.create(run.path, tiny("stage1.lr=1e-3"), "quick")
+    again = RunDir.create(run.path, tiny("evaluation.episodes=99"), "quick")  # No training depends on it.
+    assert again.config.evaluation.episodes == 99
+    assert (run.path / "run.yaml").read_bytes() == before
+    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", reconfigure=True)
+    assert RunDir.open(run.path) == changed
+
+
 def test_another_format_is_refused_and_named(tmp_path: Path, tiny: Tiny) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "quick")
     content = yaml.safe_load((run.path / "run.yaml").read_text())
@@ -155,11 +257,13 @@ def test_another_format_is_refused_and_named(tmp_path: Path, tiny: Tiny) -> None
             attempt()
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "format: 1", "format: 1\nconfig: {stage7: 1}\npreset: quick", "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "[]", "format: 2", "format: &a [*a]", "format: 2\nconfig: {stage7: 1}\npreset: quick", "\xff"]
+)
 def test_a_damaged_run_file_is_told(tmp_path: Path, tiny: Tiny, text: str) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "quick")
     (run.path / "run.yaml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(RunDirError, match="is damaged"):
+    with pytest.raises(RunDirError, match=r"run\.yaml is damaged"):
         RunDir.open(run.path)
 
 

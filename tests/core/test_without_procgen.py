@@ -6,11 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from lapo_cli.core.errors import EnvironmentUnavailableError
-from lapo_cli.core.stages.idm import train_idm
-from lapo_cli.core.stages.offline import decode_offline
-from lapo_cli.core.stages.online import finetune_online
-from lapo_cli.core.stages.policy import train_policy
 from lapo_cli.core.training.context import Context
+from tests.core.tiny_config import run
 
 
 def test_all_but_acting_works_and_acting_says_what_it_needs(
@@ -18,7 +15,7 @@ def test_all_but_acting_works_and_acting_says_what_it_needs(
 ) -> None:
     ctx = context()
     monkeypatch.setitem(sys.modules, "procgen", None)  # what importing it meets where it is not installed
-    for stage in (train_idm, train_policy, decode_offline):
-        assert not stage(ctx).skipped
+    for stage in ("idm", "policy", "offline"):
+        assert not run(ctx, stage).skipped
     with pytest.raises(EnvironmentUnavailableError, match="Linux on x86_64"):
-        finetune_online(ctx, "latent")
+        run(ctx, "online")

@@ -1,4 +1,7 @@
-"""The paper's configuration made so small that every stage takes a second, as ``key=value`` words."""
+"""The paper's configuration made so small that every stage takes a second, and how to run one stage."""
+
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import STAGES, StageResult, run_stage
 
 TINY = (
     "precision=fp32",
@@ -25,3 +28,8 @@ TINY = (
     "evaluation.episodes=4",
     "evaluation.num_envs=4",
 )
+
+
+def run(ctx: Context, stage: str) -> StageResult:
+    """Run the stage of that name."""
+    return run_stage(ctx, STAGES.get(stage))

@@ -12,7 +12,7 @@ from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.models.quantizers.vq import VectorQuantizer
 from lapo_cli.core.models.world_model import ConstantChannelConv, WorldModel
 from lapo_cli.core.stages.idm import joint_loss
-from lapo_cli.core.training.checkpoints import build_idm
+from lapo_cli.core.training.checkpoints import build_idm, build_world_model
 from tests.reference.plain_models import (
     PlainEncoder,
     PlainQuantizer,
@@ -192,7 +192,7 @@ def _size(module: nn.Module) -> float:
 
 def test_the_paper_sizes_have_the_paper_numbers_of_parameters() -> None:
     model = ModelConfig()
-    assert model.la_dim == 128
+    assert model.quantizer.la_dim == 128
     assert _size(build_idm(model)) == 3.69
-    assert _size(WorldModel(model.world_model_base, model.frame_size, model.la_dim)) == 7.81
-    assert _size(Policy(model.policy_scale, model.frame_size, model.la_dim)) == 3.68
+    assert _size(build_world_model(model)) == 7.81
+    assert _size(Policy(model.policy_scale, model.frame_size, model.quantizer.la_dim)) == 3.68

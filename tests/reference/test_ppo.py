@@ -7,7 +7,9 @@ import torch
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import OnlineConfig, PPOConfig, Ramp
-from lapo_cli.core.models.policy import Policy
+from lapo_cli.core.envs.base import ENVIRONMENTS
+from lapo_cli.core.models.policy import LatentPolicy
+from lapo_cli.core.models.policy_targets.latent import LatentTarget
 from lapo_cli.core.training.agents import Agent, LatentAgent, ParameterGroup, ScratchAgent
 from lapo_cli.core.training.gae import gae
 from lapo_cli.core.training.ppo import PPO
@@ -45,9 +47,13 @@ def test_nothing_after_the_end_of_an_episode_reaches_what_was_before() -> None:
     assert not torch.isclose(before[3:], after[3:]).any()
 
 
+def _latent_policy() -> LatentPolicy:
+    return LatentPolicy(1, 32, LatentTarget(16, 16))
+
+
 def _agents() -> tuple[LatentAgent, PlainLatentAgent]:
     torch.manual_seed(3)
-    agent = LatentAgent(Policy(1, 32, 16), with_decoder=True, size=32, compute=_CPU)
+    agent = LatentAgent(_latent_policy(), 15, with_decoder=True, compute=_CPU)
     with torch.no_grad():  # not at zero, where its input gets no gradient
         agent.action.weight.normal_(0, 0.05)
     plain = PlainLatentAgent(16, 1, 32)
@@ -63,14 +69,14 @@ def test_the_two_branches_give_the_plain_logits_and_values() -> None:
     torch.testing.assert_close(agent.act(frames), plain(frames)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_fresh_rl_branch_has_no_opinion_and_shares_the_latent_policys_linear_layer() -> None:
-    policy = Policy(1, 32, 16)
+def test_a_fresh_rl_branch_is_uniform_and_shares_the_latent_policys_linear_layer() -> None:
+    policy = _latent_policy()
     frames = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
-    alone = LatentAgent(policy, with_decoder=False, size=32, compute=_CPU)
+    alone = LatentAgent(policy, 15, with_decoder=False, compute=_CPU)
     assert torch.equal(alone.act(frames), torch.zeros(5, 15))
     assert torch.equal(alone.hidden.weight, policy.hidden.weight)
     assert alone.hidden.weight.data_ptr() != policy.hidden.weight.data_ptr()
-    both = LatentAgent(policy, with_decoder=True, size=32, compute=_CPU)
+    both = LatentAgent(policy, 15, with_decoder=True, compute=_CPU)
     assert both.decoder is not None
     expected = both.decoder(policy(alone_input(frames))) / 2
     torch.testing.assert_close(both.act(frames), expected, atol=1e-5, rtol=1e-4)
@@ -87,7 +93,9 @@ def test_an_update_on_cached_encodings_ends_at_the_weights_of_the_plain_one() ->
     untouched = copy.deepcopy(agent.latent_policy.state_dict())
     plain.latent_policy.requires_grad_(False)
     plain.decoder.requires_grad_(False)
-    ppo = PPO(agent, agent.parameter_groups(_CONFIG), "bigfish", _CONFIG, seed=5, device=torch.device("cpu"))
+    ppo = PPO(
+        agent, agent.parameter_groups(_CONFIG), ENVIRONMENTS.get("bigfish"), _CONFIG, seed=5, device=torch.device("cpu")
+    )
     optimizer = torch.optim.Adam(
         [
             {"params": plain.action.parameters(), "lr": 3e-3},
@@ -126,9 +134,9 @@ def test_an_update_on_cached_encodings_ends_at_the_weights_of_the_plain_one() ->
 
 @pytest.mark.parametrize("kind", ["latent", "scratch"])
 def test_what_was_stored_while_acting_is_what_the_network_says_of_the_frames(kind: str) -> None:
-    agent: Agent = _agents()[0] if kind == "latent" else ScratchAgent(1, 32, _CPU)
-    groups = [ParameterGroup("all", list(agent.parameters()), _CONFIG.scratch.at)]
-    ppo = PPO(agent, groups, "bigfish", _CONFIG, seed=5, device=torch.device("cpu"))
+    agent: Agent = _agents()[0] if kind == "latent" else ScratchAgent(1, 32, 15, _CPU)
+    groups = [ParameterGroup(list(agent.parameters()), _CONFIG.scratch.at)]
+    ppo = PPO(agent, groups, ENVIRONMENTS.get("bigfish"), _CONFIG, seed=5, device=torch.device("cpu"))
     rollout = ppo.collect(keep_frames=True)
     ppo.close()
     assert rollout.frames is not None

@@ -64,6 +64,7 @@ class Manifest:
     source: str
     made_by: str
     fingerprint: str
+    num_actions: int | None = 15
 
     @property
     def num_bytes(self) -> int:
@@ -134,6 +135,15 @@ class FrameStore:
         if fingerprint(frames, columns) != manifest.fingerprint:
             raise _corrupt(path, manifest.game, "has been altered since it was made: its fingerprint differs")
         return cls(path, manifest, frames, **columns)
+
+    def episode_returns(self) -> NDArray[np.float64]:
+        """Stub."""
+        bounds = np.flatnonzero(self.episode_starts)
+        return np.add.reduceat(self.rewards.astype(np.float64), bounds) if self.manifest.num_episodes else np.zeros(0)
+
+    def labelled(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Stub."""
+        return windows
 
     def video(self) -> Video:
         """The frames without the actions."""

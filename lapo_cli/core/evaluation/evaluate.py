@@ -1,54 +1,81 @@
-"""Measures the policies of one game and seed, and keeps each one's episodes until the policy changes."""
+"""Evaluates the policies that finished stages offer, and keeps each one's episodes until the policy changes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 import lapo_cli
 from lapo_cli.core.config import EvaluationConfig
-from lapo_cli.core.data.store import FrameStore
-from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.evaluation.rollout import Act, play
-from lapo_cli.core.evaluation.statistics import Estimate
+from lapo_cli.core.errors import CorruptDataError, LapoError
+from lapo_cli.core.evaluation.rollout import rollout, uniform
+from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
 from lapo_cli.core.files import atomic_write_json
-from lapo_cli.core.run_dir import fingerprint
+from lapo_cli.core.run_dir import StageDir, fingerprint
+from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.stage import stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_environment, stage_seed
 
 FOLDER = "evaluation"
+RANDOM_POLICY = "random policy"
+DEMONSTRATIONS = "demonstrations (expert)"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to be measured.
+    """A policy to be evaluated, and a fingerprint of its weights."""
 
-    Attributes:
-        name: of its file, and of its row in the table.
-        label: what the table calls it.
-        fingerprint: of its weights.
-        load: makes it ready to act; called only if it has to play.
-    """
-
-    name: str
-    label: str
+    policy: TrainedPolicy
     fingerprint: str
-    load: Callable[[], Act]
 
 
-def measured_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
-    """Episodic returns (E,) of a policy, played now or, for unchanged weights and settings, before.
+def candidates(ctx: Context, only: str | None = None) -> list[Candidate]:
+    """The policies of a game and seed that are finished, the random one first.
+
+    Args:
+        only: leave out the policies of all stages but this one.
+    """
+    if needs_environment(ctx) is not None:
+        return []
+    random = TrainedPolicy("random", RANDOM_POLICY, lambda: uniform(ctx.env.require_actions()))
+    return [Candidate(random, "uniform"), *_of_stages(ctx, only)]
+
+
+def _of_stages(ctx: Context, only: str | None) -> Iterator[Candidate]:
+    for stage in STAGES.values():
+        folder = ctx.seed_dir.stage(stage.name)
+        if only in (None, stage.name) and is_current(ctx, stage, folder):
+            done = folder.require_done(stage.command_for(ctx))
+            for policy in stage.policies(ctx, folder):
+                yield Candidate(policy, fingerprint([done["outputs"], done["key"], policy.name]))
+
+
+def is_current(ctx: Context, stage: Stage, folder: StageDir) -> bool:
+    """Whether a stage is finished, on outputs of earlier stages that are still those that are there."""
+    if folder.done() is None:
+        return False
+    inputs = folder.asked().get("inputs", {})
+    for name in stage.requires:
+        made = ctx.seed_dir.stage(name).done()
+        if made is None or fingerprint(made["outputs"]) != inputs.get(name):
+            return False
+    return True
+
+
+def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
+    """Episodic returns (E,) of a policy, which acts now or, for unchanged weights and settings, has acted before.
 
     Raises:
         EnvironmentUnavailableError: nothing can act here.
-        CorruptDataError: an earlier measurement is damaged.
+        CorruptDataError: an earlier evaluation is damaged.
     """
     settings: EvaluationConfig = ctx.config.evaluation
-    seed = stage_seed(ctx, "levels of evaluation")
+    policy, seed = candidate.policy, stage_seed(ctx, "levels of evaluation")
     key = fingerprint([candidate.fingerprint, settings.model_dump(), seed])
-    file = ctx.seed_dir.path / FOLDER / f"{candidate.name}.json"
+    file = ctx.seed_dir.path / FOLDER / f"{policy.name}.json"
     if file.exists() and not ctx.fresh:
         try:
             content = json.loads(file.read_text())
@@ -56,47 +83,80 @@ def measured_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
                 return np.array(content["returns"], np.float64)
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{file} is damaged: delete it and run 'lapo evaluate' again.") from error
-    played = play(
-        candidate.load(),
-        ctx.seed_dir.game,
+    episodes = rollout(
+        policy.load(),
+        ctx.env,
         episodes=settings.episodes,
         num_envs=settings.num_envs,
         seed=seed,
         device=ctx.compute.device,
         progress=ctx.progress,
-        title=ctx.title(f"evaluating {candidate.label}"),
+        title=ctx.title(f"evaluating {policy.method}"),
     )
     content = {
         "key": key,
-        "policy": candidate.label,
-        "game": ctx.seed_dir.game,
+        "method": policy.method,
+        "labels": policy.labels,
+        "env_steps": policy.env_steps,
+        "game": ctx.game,
         "lapo_version": lapo_cli.__version__,
-        "levels": "all, easy mode, unseen in training",
+        "levels": "unseen in training",
         "level_seed": seed,
-        "returns": played.returns.tolist(),
-        "lengths": played.lengths.tolist(),
+        "returns": episodes.returns.tolist(),
+        "lengths": episodes.lengths.tolist(),
     }
     atomic_write_json(file, content)
-    return played.returns
+    return episodes.returns
 
 
-def demonstrations(store: FrameStore) -> Estimate | None:
-    """Mean return of the recorded episodes that ended, with a normal 95 % interval; None where none did.
+def compare(contexts: list[Context], failures: list[Failure], folder: Path, only: str | None = None) -> Summary:
+    """The table of all finished policies of these games and seeds, pooled over seeds and for each seed by itself.
 
-    The spread is that of all stretches between episode starts. The last one of each recorded environment is cut by
-    the end of the recording; there are few of those, and they widen the interval.
+    Args:
+        contexts: one for each game and seed.
+        failures: what could not be finished, to be noted in it.
+        folder: where its files will go.
+        only: see :func:`candidates`.
     """
-    manifest = store.manifest
-    if manifest.mean_return is None:
-        return None
-    stretches = np.add.reduceat(store.rewards.astype(np.float64), np.flatnonzero(store.episode_starts))
-    half = 1.96 * float(stretches.std()) / manifest.num_episodes**0.5
-    return Estimate(manifest.mean_return, manifest.mean_return - half, manifest.mean_return + half)
+    rows: list[Row] = []
+    by_seed: dict[int, list[Row]] = {}
+    for game in dict.fromkeys(ctx.game for ctx in contexts):
+        of_game = [ctx for ctx in contexts if ctx.game == game]
+        env = of_game[0].env
+        pooled: dict[tuple[str, int | None, int | None], list[NDArray[np.float64]]] = {}
+        for ctx in of_game:
+            for candidate in candidates(ctx, only):
+                policy, returns = candidate.policy, episodic_returns(ctx, candidate)
+                pooled.setdefault((policy.method, policy.labels, policy.env_steps), []).append(returns)
+                row = make_row(env, policy.method, [returns], labels=policy.labels, env_steps=policy.env_steps)
+                by_seed.setdefault(ctx.seed_dir.seed, []).append(row)
+        shown = [
+            make_row(env, method, returns, labels=labels, env_steps=env_steps)
+            for (method, labels, env_steps), returns in pooled.items()
+        ]
+        rows += [*shown[:1], *_demonstrations(of_game[0]), *shown[1:]]
+    return Summary(with_mean_of_games(rows), by_seed, list(_probes(contexts)), failures, folder)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Episodic returns (E,) of a policy of one training seed."""
+def _demonstrations(ctx: Context) -> list[Row]:
+    """The row of the recorded episodes that ended; none where the data has been removed since, or none ended."""
+    try:
+        returns = ctx.open_store("train").episode_returns()
+    except LapoError:
+        return []
+    if len(returns) == 0:
+        return []
+    return [make_row(ctx.env, DEMONSTRATIONS, [returns], note="as recorded")]
 
-    seed: int
-    returns: NDArray[np.float64]
+
+def _probes(contexts: Iterable[Context]) -> Iterator[str]:
+    """How well the true action can be read off the latent one, and what to compare that with."""
+    for ctx in contexts:
+        done = ctx.seed_dir.stage(IDM).done()
+        if done is not None and "probe/accuracy" in done["results"]:
+            found = done["results"]
+            yield (
+                f"{ctx.title('probe')}: reads the true action off the latent action with accuracy "
+                f"{found['probe/accuracy']:.2f} (majority baseline: {found['probe/majority_baseline']:.2f}, "
+                f"an untrained network's latent action: {found['probe/untrained']:.2f})."
+            )

@@ -1,5 +1,6 @@
 """The table of a run: one row a game and policy, as values, as Markdown and as a file."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lapo_cli
-from lapo_cli.core.evaluation.statistics import Estimate, mean_return
+from lapo_cli.core.envs.base import EnvSpec
+from lapo_cli.core.evaluation.statistics import mean_return
 from lapo_cli.core.files import atomic_write_json, atomic_write_text
-from lapo_cli.core.games import get_game
 
 ALL_GAMES = "mean of games"
+_NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -20,22 +22,49 @@ class Row:
     """One policy on one game.
 
     Attributes:
+        method: how the policy was trained.
+        labels: labelled frames it was decoded from, if it was.
+        env_steps: environment steps it was trained for, if it was.
         mean, low, high: mean episodic return and its 95 % confidence interval.
         episodes: how many were played or, for demonstrations, recorded.
         seeds: how many trainings they come from.
-        normalized: (mean - random) / (paper's expert - random).
+        normalized: (mean - random) / (paper's expert - random); None where those are not known.
         note: what else one should know to read the row.
     """
 
     game: str
     method: str
+    labels: int | None
+    env_steps: int | None
     mean: float | None
     low: float | None
     high: float | None
     episodes: int
     seeds: int
-    normalized: float
+    normalized: float | None
     note: str = ""
+
+    @property
+    def title(self) -> str:
+        """The policy in words."""
+        words = [self.method]
+        if self.labels is not None:
+            words.append(f"{self.labels:,} labelled frames")
+        if self.env_steps is not None:
+            words.append(f"{self.env_steps:,} steps")
+        return ", ".join(words) + (f" ({self.note})" if self.note else "")
+
+    def cells(self) -> dict[str, str]:
+        """Column -> what it shows, for tables of any form."""
+        return {
+            "game": self.game,
+            "policy": self.title,
+            "mean return": _NONE if self.mean is None else f"{self.mean:.2f}",
+            "95 % interval": _NONE if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}",
+            "episodes": f"{self.episodes:,}",
+            "seeds": str(self.seeds),
+            "normalized": _NONE if self.normalized is None else f"{self.normalized:z.2f}",
+        }
 
 
 @dataclass(frozen=True)
@@ -57,7 +86,7 @@ class Summary:
         notes: sentences on how good the latent actions are.
         failures: what could not be finished.
         path: folder of ``summary.json`` and ``summary.md``.
-        files: pictures and tables that were written.
+        files: figures and tables that were written.
     """
 
     rows: list[Row]
@@ -72,8 +101,8 @@ class Summary:
         return {
             "lapo_version": lapo_cli.__version__,
             "interval": "95 % percentile bootstrap over training seeds, then episodes",
-            "rows": [asdict(row) for row in self.rows],
-            "by_seed": {str(seed): [asdict(row) for row in rows] for seed, rows in self.by_seed.items()},
+            "rows": [_plain(row) for row in self.rows],
+            "by_seed": {str(seed): [_plain(row) for row in rows] for seed, rows in self.by_seed.items()},
             "notes": self.notes,
             "failures": [asdict(failure) for failure in self.failures],
             "files": [str(file) for file in self.files],
@@ -81,9 +110,9 @@ class Summary:
 
     def markdown(self) -> str:
         """Tables, the pooled one first."""
-        parts = [_table("All training seeds", self.rows)]
+        parts = [_markdown("All training seeds", self.rows)]
         if len(self.by_seed) > 1:
-            parts += [_table(f"Training seed {seed}", rows) for seed, rows in sorted(self.by_seed.items())]
+            parts += [_markdown(f"Training seed {seed}", rows) for seed, rows in sorted(self.by_seed.items())]
         parts += ["\n".join(f"- {note}" for note in self.notes)] if self.notes else []
         if self.failures:
             parts.append("\n".join(f"- {f.game}, seed {f.seed}: {f.message}" for f in self.failures))
@@ -96,16 +125,30 @@ class Summary:
         atomic_write_json(self.path / "summary.json", self.as_json())
 
 
-def make_row(game: str, method: str, returns: list[NDArray[np.float64]], note: str = "") -> Row:
-    """A row from one array of episodic returns (E,) a training seed."""
-    episodes = sum(len(array) for array in returns)
-    return estimate_row(game, method, mean_return(returns), episodes, seeds=len(returns), note=note)
-
-
-def estimate_row(game: str, method: str, estimate: Estimate, episodes: int, *, seeds: int, note: str = "") -> Row:
-    """A row from an estimate made elsewhere."""
-    normalized = get_game(game).normalize(estimate.mean)
-    return Row(game, method, estimate.mean, estimate.low, estimate.high, episodes, seeds, normalized, note)
+def make_row(
+    env: EnvSpec,
+    method: str,
+    returns: list[NDArray[np.float64]],
+    *,
+    labels: int | None = None,
+    env_steps: int | None = None,
+    note: str = "",
+) -> Row:
+    """A row from one array of episodic returns (E,) a training seed; the other arguments are those of :class:`Row`."""
+    estimate = mean_return(returns)
+    return Row(
+        env.name,
+        method,
+        labels,
+        env_steps,
+        estimate.mean,
+        estimate.low,
+        estimate.high,
+        episodes=sum(len(array) for array in returns),
+        seeds=len(returns),
+        normalized=env.normalize(estimate.mean),
+        note=note,
+    )
 
 
 def with_mean_of_games(rows: list[Row]) -> list[Row]:
@@ -114,27 +157,22 @@ def with_mean_of_games(rows: list[Row]) -> list[Row]:
     if len(games) < 2:
         return rows
     means = []
-    for method in dict.fromkeys(row.method for row in rows):
-        of_method = [row for row in rows if row.method == method]
-        if len(of_method) == len(games):
-            normalized = float(np.mean([row.normalized for row in of_method]))
-            episodes = sum(row.episodes for row in of_method)
-            means.append(Row(ALL_GAMES, method, None, None, None, episodes, of_method[0].seeds, normalized))
+    for key in dict.fromkeys((row.method, row.labels, row.env_steps) for row in rows):
+        of_policy = [row for row in rows if (row.method, row.labels, row.env_steps) == key]
+        normalized = [row.normalized for row in of_policy if row.normalized is not None]
+        if len(normalized) == len(games):
+            episodes = sum(row.episodes for row in of_policy)
+            mean = float(np.mean(normalized))
+            means.append(Row(ALL_GAMES, *key, None, None, None, episodes, of_policy[0].seeds, mean))
     return rows + means
 
 
-def _table(title: str, rows: list[Row]) -> str:
-    lines = [
-        f"### {title}",
-        "",
-        "| game | policy | mean return | 95 % interval | episodes | normalized return |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        mean = "" if row.mean is None else f"{row.mean:.2f}"
-        interval = "" if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
-        note = f" ({row.note})" if row.note else ""
-        lines.append(
-            f"| {row.game} | {row.method}{note} | {mean} | {interval} | {row.episodes} | {row.normalized:.2f} |"
-        )
-    return "\n".join(lines)
+def _plain(row: Row) -> dict[str, Any]:
+    return {**asdict(row), "policy": row.title}
+
+
+def _markdown(title: str, rows: Sequence[Row]) -> str:
+    cells = [row.cells() for row in rows]
+    columns = list(cells[0]) if cells else []
+    table = [columns, ["---"] * len(columns), *(list(of_row.values()) for of_row in cells)]
+    return "\n".join([f"### {title}", "", *(f"| {' | '.join(line)} |" for line in table)])

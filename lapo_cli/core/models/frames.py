@@ -8,10 +8,11 @@ from torch import Tensor
 def normalize(frames: Tensor, size: int) -> Tensor:
     """uint8 frames to the networks' range, x = frame / 255 - 0.5 (paper, appendix A), at ``size`` pixels a side.
 
-    Frames stay uint8 until they are on the device; a size below 64 averages square blocks of pixels.
+    Frames stay uint8 until they are on the device. Whole blocks of pixels are averaged where the size divides the
+    frame's; other frames are averaged over areas, or interpolated bilinearly where they are smaller.
 
     Args:
-        frames: (..., 64, 64, 3) uint8 on any device; the leading dimensions are kept.
+        frames: (..., H, W, 3) uint8 on any device; the leading dimensions are kept.
         size: 64, 32 or 16.
 
     Returns:
@@ -19,8 +20,13 @@ def normalize(frames: Tensor, size: int) -> Tensor:
     """
     lead = frames.shape[:-3]
     x = frames.reshape(-1, *frames.shape[-3:]).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-    if size != x.shape[-1]:
-        x = F.avg_pool2d(x, x.shape[-1] // size)
+    height, width = x.shape[-2:]
+    if height == width and height % size == 0:
+        x = F.avg_pool2d(x, height // size) if height != size else x
+    elif min(height, width) >= size:
+        x = F.adaptive_avg_pool2d(x, size)
+    else:
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
     x = x.mul_(1 / 255).sub_(0.5)
     return x.unflatten(0, lead) if len(lead) != 1 else x
 

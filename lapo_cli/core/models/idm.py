@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lapo_cli.core.models.frames import stack_frames
 from lapo_cli.core.models.impala import HIDDEN, ImpalaTrunk
-from lapo_cli.core.models.quantizers.vq import Quantized, VectorQuantizer
+from lapo_cli.core.models.quantizers.base import Quantized, Quantizer
 
 _DIFFERENCE_GAIN = 7.0
 _HEAD_GAIN = 5.0
@@ -20,12 +20,12 @@ class InverseDynamicsModel(nn.Module):
         quantizer: maps the latent action z to z_q.
     """
 
-    def __init__(self, scale: int, size: int, quantizer: VectorQuantizer) -> None:
+    def __init__(self, scale: int, size: int, quantizer: Quantizer) -> None:
         super().__init__()
-        codebooks, dim, positions = quantizer.shape
+        self.size = size
         self.trunk = ImpalaTrunk(9, scale, size)
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
-        self.head = nn.Linear(HIDDEN, codebooks * dim * positions)
+        self.head = nn.Linear(HIDDEN, quantizer.la_dim)
         self.quantizer = quantizer
 
     @torch.no_grad()

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from lapo_cli.core.games import NUM_ACTIONS
 from lapo_cli.core.models.impala import HIDDEN, ImpalaTrunk
+from lapo_cli.core.models.policy_targets.base import PolicyTarget
 
 
 class Policy(nn.Module):
@@ -13,11 +13,12 @@ class Policy(nn.Module):
     Args:
         scale: k of the trunk.
         size: pixels a side of the frame.
-        out: la_dim for a latent policy, the number of actions for one that acts directly.
+        out: what the head gives: action logits, or what a policy target asks for.
     """
 
     def __init__(self, scale: int, size: int, out: int) -> None:
         super().__init__()
+        self.size = size
         self.trunk = ImpalaTrunk(3, scale, size)
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
         self.head = nn.Linear(HIDDEN, out)
@@ -28,10 +29,28 @@ class Policy(nn.Module):
         return out
 
 
-class Decoder(nn.Sequential):
-    """MLP (192, 128, 64) from a latent action (B, la_dim) to action logits (B, 15)."""
+class LatentPolicy(Policy):
+    """A policy that gives latent actions, in whatever form it was trained to predict them.
 
-    def __init__(self, la_dim: int) -> None:
+    Args:
+        scale: k of the trunk.
+        size: pixels a side of the frame.
+        target: what the head predicts.
+    """
+
+    def __init__(self, scale: int, size: int, target: PolicyTarget) -> None:
+        super().__init__(scale, size, target.num_outputs)
+        self.target = target
+
+    def latent_action(self, features: Tensor) -> Tensor:
+        """Features of the trunk (B, F) -> the latent actions (B, la_dim) of what is predicted."""
+        return self.target.latent_action(self.head(self.hidden(features).relu()))
+
+
+class Decoder(nn.Sequential):
+    """MLP (192, 128, 64) from a latent action (B, la_dim) to action logits (B, num_actions)."""
+
+    def __init__(self, la_dim: int, num_actions: int) -> None:
         super().__init__(
             nn.Linear(la_dim, 192),
             nn.ReLU(),
@@ -39,7 +58,7 @@ class Decoder(nn.Sequential):
             nn.ReLU(),
             nn.Linear(128, 64),
             nn.ReLU(),
-            nn.Linear(64, NUM_ACTIONS),
+            nn.Linear(64, num_actions),
         )
 
 
@@ -52,7 +71,7 @@ def value_head() -> nn.Linear:
 
 
 def zeroed(head: nn.Linear) -> nn.Linear:
-    """The same head with weights and biases zero: the action head of the RL branch starts as no opinion."""
+    """The same head, zero-initialized: the action head of the RL branch."""
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()

@@ -75,6 +75,7 @@ class WorldModel(nn.Module):
 
     def __init__(self, base: int, size: int, la_dim: int) -> None:
         super().__init__()
+        self.size = size
         levels = size.bit_length() - 2
         widths = [base * 2**level for level in range(levels)]
         bottleneck = base * 2**levels

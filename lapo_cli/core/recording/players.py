@@ -10,15 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import ModelConfig
-from lapo_cli.core.envs.procgen_planners.planner import Planner
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
+from lapo_cli.core.envs.base import EnvSpec
+from lapo_cli.core.errors import MissingInputError, UsageError
 from lapo_cli.core.files import sha256_file
-from lapo_cli.core.games import NUM_ACTIONS
-from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.run_dir import WEIGHTS, load_weights, read_about
-from lapo_cli.core.training.agents import Agent, LatentAgent, ScratchAgent
-from lapo_cli.core.training.checkpoints import EXPERT, ONLINE, RL_ONLY, SCRATCH
+from lapo_cli.core.training.agents import Agent
+from lapo_cli.core.training.stage import STAGES
 
 PLANNER = "planner"
 RANDOM = "random"
@@ -43,16 +40,22 @@ class Player(ABC):
 
     @abstractmethod
     def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
-        """Actions (N,) for frames (N, 64, 64, 3) and, if they are needed, N saved states."""
+        """Actions (N,) for frames (N, H, W, 3) and, if they are needed, N saved states."""
 
 
 class PlannerPlayer(Player):
-    """The planner of a game."""
+    """The planner of an environment.
+
+    Raises:
+        UsageError: it has none.
+    """
 
     needs_states = True
 
-    def __init__(self, game: str) -> None:
-        self._game = game
+    def __init__(self, env: EnvSpec) -> None:
+        if env.make_planner is None:
+            raise UsageError(f"There is no planner for {env.name}: record 'random' or a trained policy.")
+        self._make = env.make_planner
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Player.describe`."""
@@ -60,7 +63,7 @@ class PlannerPlayer(Player):
 
     def start(self, num_envs: int, seed: int) -> None:
         """See :meth:`Player.start`."""
-        self._planner = Planner(self._game, num_envs, seed)
+        self._planner = self._make(num_envs, seed)
 
     def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
         """See :meth:`Player.act`."""
@@ -69,6 +72,9 @@ class PlannerPlayer(Player):
 
 class RandomPlayer(Player):
     """Uniformly random actions."""
+
+    def __init__(self, env: EnvSpec) -> None:
+        self._num_actions = env.require_actions()
 
     def describe(self) -> dict[str, Any]:
         """See :meth:`Player.describe`."""
@@ -80,7 +86,7 @@ class RandomPlayer(Player):
 
     def act(self, frames: NDArray[np.uint8], states: Sequence[bytes]) -> NDArray[np.int64]:
         """See :meth:`Player.act`."""
-        return self._rng.integers(0, NUM_ACTIONS, len(frames))
+        return self._rng.integers(0, self._num_actions, len(frames))
 
 
 class NetworkPlayer(Player):
@@ -123,12 +129,12 @@ class NetworkPlayer(Player):
         return actions
 
 
-def load_player(word: str, game: str, *, greedy: bool, compute: Compute) -> Player:
-    """The player a person named.
+def load_player(word: str, env: EnvSpec, *, greedy: bool, compute: Compute) -> Player:
+    """The player of that name.
 
     Args:
         word: ``planner``, ``random``, the folder of a finished stage that acts, or a weights file.
-        game: what will be played.
+        env: where it will act.
         greedy: for networks, take the likeliest action instead of sampling.
         compute: where networks run.
 
@@ -138,40 +144,22 @@ def load_player(word: str, game: str, *, greedy: bool, compute: Compute) -> Play
         CorruptDataError: the weights are damaged.
     """
     if word == PLANNER:
-        return PlannerPlayer(game)
+        return PlannerPlayer(env)
     if word == RANDOM:
-        return RandomPlayer()
+        return RandomPlayer(env)
     file = Path(word) / WEIGHTS if Path(word).is_dir() else Path(word)
     if not file.is_file():
         raise MissingInputError(
             f"There is no policy {word}: name 'planner', 'random', the folder of a finished stage "
-            f"(RUN_DIR/{game}/seed-0/expert) or a weights file in it; 'lapo train-expert {game}' makes one."
+            f"(RUN_DIR/{env.name}/seed-0/expert) or a weights file in it; 'lapo train-expert {env.name}' makes one."
         )
     about = read_about(file)
     stage = about.get("stage")
-    if stage not in (EXPERT, SCRATCH, ONLINE, RL_ONLY):
+    build = STAGES.get(stage).build_agent if isinstance(stage, str) and stage in STAGES else None
+    if build is None:
         raise UsageError(f"{file} holds stage '{stage}', which cannot be recorded: name an expert or an online stage.")
-    if about["game"] != game:
-        raise UsageError(f"{file} plays {about['game']}, not {game}: name a policy of {game}.")
-    agent = _build(stage, about, file, compute)
+    if about.get("game") != env.name:
+        raise UsageError(f"{file} plays {about.get('game')}, not {env.name}: name a policy of {env.name}.")
+    agent = build(about, compute)
     load_weights(file, {"agent": agent})
     return NetworkPlayer(agent, about, sha256_file(file)[:16], greedy=greedy, device=compute.device)
-
-
-def _build(stage: str, about: dict[str, Any], file: Path, compute: Compute) -> Agent:
-    try:
-        model = ModelConfig.model_validate(about["model"])
-        network = about["network"] if stage == EXPERT else {"scale": model.policy_scale, "size": model.policy_size}
-        scale, size = int(network["scale"]), int(network["size"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise CorruptDataError(
-            f"{file} was made by another version of lapo, with other networks: train anew."
-        ) from error
-    agent: Agent
-    if stage in (EXPERT, SCRATCH):
-        agent = ScratchAgent(scale, size, compute)
-    else:
-        policy = Policy(scale, size, model.la_dim)
-        agent = LatentAgent(policy, with_decoder=stage == ONLINE, size=size, compute=compute)
-    compute.place(agent)
-    return agent

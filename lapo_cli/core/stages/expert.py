@@ -1,56 +1,45 @@
 """Training an expert to record: PPO from scratch with Procgen's standard settings (Cobbe et al., 2020)."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.run_dir import WEIGHTS, StageDir
 from lapo_cli.core.training.agents import ScratchAgent
-from lapo_cli.core.training.checkpoints import EXPERT, about
+from lapo_cli.core.training.checkpoints import actions_of, header
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.ppo import PPO
-from lapo_cli.core.training.ppo_loop import Reinforcement
-from lapo_cli.core.training.stage import StageResult, run_stage, stage_seed
+from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
+
+_NAME = "expert"
+_LABEL = "PPO expert"
 
 
-def train_expert(ctx: Context) -> StageResult:
-    """Train an expert; weights after every ``expert.snapshot_every`` steps are kept beside the last ones.
-
-    Raises:
-        EnvironmentUnavailableError: nothing can act here.
-    """
-    return run_stage(ctx, EXPERT, sections=("expert",), inputs={}, work=lambda stage: _train(ctx, stage))
-
-
-def load_expert(ctx: Context) -> ScratchAgent:
-    """The trained expert of a game and seed.
-
-    Raises:
-        MissingInputError: ``train-expert`` is not finished.
-    """
-    stage = ctx.seed_dir.stage(EXPERT)
-    stage.require_done(f"lapo train-expert {ctx.seed_dir.game} --run-dir {ctx.seed_dir.run_path}")
-    agent = _build(ctx)
-    stage.load_weights({"agent": agent})
-    return agent
-
-
-def _build(ctx: Context) -> ScratchAgent:
-    agent = ScratchAgent(ctx.config.expert.scale, ctx.config.expert.size, ctx.compute)
-    ctx.compute.place(agent)
+def _build_agent(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
+    try:
+        network = about["network"]
+        scale, size = int(network["scale"]), int(network["size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptDataError("The weights do not say which network they are of: train the expert anew.") from error
+    agent = ScratchAgent(scale, size, actions_of(about), compute)
+    compute.place(agent)
     return agent
 
 
 def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
+    """Weights after every ``expert.snapshot_every`` steps are kept beside the last ones."""
     config = ctx.config.expert
-    agent = _build(ctx)
+    network = {"scale": config.scale, "size": config.size}
+    agent = _build_agent(header(ctx, stage, network=network), ctx.compute)
     groups = agent.parameter_groups(lambda env_steps, end: config.lr)
-    seed = stage_seed(ctx, "levels of training")
-    ppo = PPO(agent, groups, ctx.seed_dir.game, config, seed, ctx.compute.device)
-    training = Reinforcement(ctx, stage, "expert", ppo)
+    ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
+    training = PPOLoop(ctx, stage, "expert", ppo)
 
     def save(file: str) -> None:
-        network = {"scale": config.scale, "size": config.size}
-        header = {**about(ctx, stage.name), "network": network, "env_steps": ppo.env_steps}
-        stage.save_weights({"agent": agent}, header, file)
+        stage.save_weights({"agent": agent}, header(ctx, stage, network=network, env_steps=ppo.env_steps), file)
 
     kept = ppo.env_steps // config.snapshot_every
     for _ in training.updates():
@@ -59,3 +48,19 @@ def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
             save(f"step-{ppo.env_steps}.safetensors")
     save(WEIGHTS)
     return training.results()
+
+
+STAGES.register(
+    Stage(
+        name=_NAME,
+        label=_LABEL,
+        run=_train,
+        command="lapo train-expert {game} --run-dir {run_dir}",
+        sections=("expert",),
+        applicable=needs_environment,
+        policies=partial(agent_policy, _LABEL, _build_agent),
+        build_agent=_build_agent,
+        in_chain=False,
+        order=70,
+    )
+)

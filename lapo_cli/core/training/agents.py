@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import OnlineConfig
-from lapo_cli.core.games import NUM_ACTIONS
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.impala import HIDDEN
-from lapo_cli.core.models.policy import Decoder, Policy, value_head, zeroed
+from lapo_cli.core.models.policy import Decoder, LatentPolicy, Policy, value_head, zeroed
+
+Act = Callable[[Tensor], Tensor]
+"""Frames (B, H, W, 3) uint8 on the device to action logits (B, num_actions); actions are sampled from their softmax."""
 
 Rate = Callable[[int, int], float]
 """The learning rate after so many environment steps of so many."""
@@ -26,7 +28,6 @@ Rate = Callable[[int, int], float]
 class ParameterGroup:
     """Parameters that share a learning-rate schedule over environment steps."""
 
-    name: str
     parameters: list[nn.Parameter]
     rate: Rate
 
@@ -36,15 +37,15 @@ class Agent(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Frames (B, 64, 64, 3) uint8 to whatever :meth:`forward` takes; no gradient flows into it."""
+        """Frames (B, H, W, 3) uint8 to whatever :meth:`forward` takes; no gradient flows into it."""
 
     @abstractmethod
     def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodings to action logits (B, 15) and values (B,), both float32."""
+        """Encodings to action logits (B, num_actions) and values (B,), both float32."""
 
     @torch.no_grad()
     def act(self, frames: Tensor) -> Tensor:
-        """Action logits (B, 15) of frames (B, 64, 64, 3) uint8."""
+        """Action logits (B, num_actions) of frames (B, H, W, 3) uint8."""
         logits: Tensor = self(*self.encode(frames))[0]
         return logits
 
@@ -55,17 +56,18 @@ class ScratchAgent(Agent):
     Args:
         scale: k of the trunk.
         size: pixels a side the network sees.
+        num_actions: how many actions it chooses from.
         compute: where and how it runs.
     """
 
-    def __init__(self, scale: int, size: int, compute: Compute) -> None:
+    def __init__(self, scale: int, size: int, num_actions: int, compute: Compute) -> None:
         super().__init__()
-        self.policy = Policy(scale, size, NUM_ACTIONS)
+        self.policy = Policy(scale, size, num_actions)
         # A small first policy is close to uniform, as PPO wants it.
         nn.init.orthogonal_(self.policy.head.weight, 0.01)
         nn.init.zeros_(self.policy.head.bias)
         self.value = value_head()
-        self._size, self._compute = size, compute
+        self._compute = compute
 
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
         """The frames as they are."""
@@ -75,12 +77,12 @@ class ScratchAgent(Agent):
         """See :meth:`Agent.forward`."""
         (frames,) = encoded
         with self._compute.autocast():
-            hidden = self.policy.hidden(self.policy.trunk(normalize(frames, self._size))).relu()
+            hidden = self.policy.hidden(self.policy.trunk(normalize(frames, self.policy.size))).relu()
             return self.policy.head(hidden).float(), self.value(hidden).flatten().float()
 
     def parameter_groups(self, rate: Rate) -> list[ParameterGroup]:
         """What PPO trains: everything, at one rate."""
-        return [ParameterGroup("policy", list(self.parameters()), rate)]
+        return [ParameterGroup(list(self.parameters()), rate)]
 
 
 class LatentAgent(Agent):
@@ -92,29 +94,29 @@ class LatentAgent(Agent):
 
     Args:
         latent_policy: stage 2's policy; its parameters are frozen here.
+        num_actions: how many actions it chooses from.
         with_decoder: whether there is a supervised branch ("RL + SL") or not ("RL only").
-        size: pixels a side the network sees.
         compute: where and how it runs.
     """
 
-    def __init__(self, latent_policy: Policy, *, with_decoder: bool, size: int, compute: Compute) -> None:
+    def __init__(self, latent_policy: LatentPolicy, num_actions: int, *, with_decoder: bool, compute: Compute) -> None:
         super().__init__()
         self.latent_policy = latent_policy.requires_grad_(False)
-        self.decoder = Decoder(latent_policy.head.out_features).requires_grad_(False) if with_decoder else None
+        self.decoder = Decoder(latent_policy.target.la_dim, num_actions).requires_grad_(False) if with_decoder else None
         self.hidden = nn.Linear(latent_policy.hidden.in_features, HIDDEN)
         self.hidden.load_state_dict(latent_policy.hidden.state_dict())
-        self.action = zeroed(nn.Linear(HIDDEN, NUM_ACTIONS))
+        self.action = zeroed(nn.Linear(HIDDEN, num_actions))
         self.value = value_head()
-        self._size, self._compute = size, compute
+        self._compute = compute
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
-        """Trunk features (B, F) and, with a decoder, its logits (B, 15): all that is frozen during an update."""
+        """Trunk features (B, F) and, with a decoder, its logits (B, num_actions): what is frozen in an update."""
         with self._compute.autocast():
-            features = self.latent_policy.trunk(normalize(frames, self._size))
+            features = self.latent_policy.trunk(normalize(frames, self.latent_policy.size))
             if self.decoder is None:
                 return (features,)
-            z = self.latent_policy.head(self.latent_policy.hidden(features).relu())
+            z = self.latent_policy.latent_action(features)
             return features, self.decoder(z.float()).float()
 
     def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,24 +129,25 @@ class LatentAgent(Agent):
     def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
         """What PPO trains: action head, value head and linear layer, each at its own rate (paper, appendix A)."""
         return [
-            ParameterGroup("action_head", list(self.action.parameters()), config.action_head.at),
-            ParameterGroup("value_head", list(self.value.parameters()), config.value_head.at),
-            ParameterGroup("hidden", list(self.hidden.parameters()), config.hidden.at),
+            ParameterGroup(list(self.action.parameters()), config.action_head.at),
+            ParameterGroup(list(self.value.parameters()), config.value_head.at),
+            ParameterGroup(list(self.hidden.parameters()), config.hidden.at),
         ]
 
 
 class OfflineAgent(nn.Module):
     """decoder(latent policy(o_t)): what offline decoding acts with."""
 
-    def __init__(self, latent_policy: Policy, decoder: Decoder, size: int, compute: Compute) -> None:
+    def __init__(self, latent_policy: LatentPolicy, decoder: Decoder, compute: Compute) -> None:
         super().__init__()
         self.latent_policy, self.decoder = latent_policy, decoder
-        self._size, self._compute = size, compute
+        self._compute = compute
 
     @torch.no_grad()
     def act(self, frames: Tensor) -> Tensor:
-        """Action logits (B, 15) of frames (B, 64, 64, 3) uint8."""
+        """Action logits (B, num_actions) of frames (B, H, W, 3) uint8."""
+        policy = self.latent_policy
         with self._compute.autocast():
-            z = self.latent_policy(normalize(frames, self._size))
+            z = policy.latent_action(policy.trunk(normalize(frames, policy.size)))
             logits: Tensor = self.decoder(z.float()).float()
             return logits

@@ -1,68 +1,108 @@
-"""What stages leave for one another: the names of their folders, and how to read what lies there."""
+"""Networks from a configuration, and from what finished stages have left.
+
+Every weights file carries in its header what its networks were built from, so that a stage uses those of an earlier one
+as they are, whatever the present configuration says.
+"""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from pydantic import ValidationError
 
-from lapo_cli.core.config import ModelConfig
-from lapo_cli.core.data.store import Video
+from lapo_cli.core.config import ModelConfig, PolicyTargetConfig, Stage2Config
+from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.models.policy import Policy
-from lapo_cli.core.models.quantizers.vq import VectorQuantizer
+from lapo_cli.core.models.policy import LatentPolicy
+from lapo_cli.core.models.quantizers.base import Quantizer
+from lapo_cli.core.models.world_model import WorldModel
+from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import require_stage
 
 IDM = "idm"
 POLICY = "policy"
-OFFLINE = "offline"
-ONLINE = "online"
-RL_ONLY = "rl-only"
-SCRATCH = "scratch"
-EXPERT = "expert"
 
 
-def about(ctx: Context, stage: str) -> dict[str, Any]:
-    """Header of a weights file: which stage, game, seed and networks these are."""
-    model = json.loads(ctx.config.model.model_dump_json())
-    return {"stage": stage, "game": ctx.seed_dir.game, "seed": ctx.seed_dir.seed, "model": model}
+def header(ctx: Context, stage: StageDir, **more: Any) -> dict[str, Any]:
+    """Header of a weights file: which stage, game, seed and networks these are; ``more`` is JSON-like."""
+    return {
+        "stage": stage.name,
+        "game": ctx.game,
+        "seed": ctx.seed_dir.seed,
+        "num_actions": ctx.env.num_actions,
+        "model": json.loads(ctx.config.model.model_dump_json()),
+        **more,
+    }
 
 
-def idm_fingerprint(ctx: Context) -> str:
-    """Fingerprint of the trained inverse dynamics model.
-
-    Raises:
-        MissingInputError: stage 1 is not finished.
-    """
-    return ctx.seed_dir.stage(IDM).output_fingerprint(
-        f"lapo train-idm {ctx.seed_dir.game} --run-dir {ctx.seed_dir.run_path}"
-    )
-
-
-def policy_fingerprint(ctx: Context) -> str:
-    """Fingerprint of the trained latent policy.
+def model_of(about: Mapping[str, Any]) -> ModelConfig:
+    """The ``model`` section in a header.
 
     Raises:
-        MissingInputError: stage 2 is not finished.
+        CorruptDataError: it is not there, or not one that this version knows.
     """
-    return ctx.seed_dir.stage(POLICY).output_fingerprint(f"lapo train-policy {ctx.seed_dir.path}")
+    try:
+        return ModelConfig.model_validate(about["model"])
+    except (KeyError, ValidationError) as error:
+        raise CorruptDataError(
+            "The weights were made by another version of lapo, or with a plugin that is not loaded: train anew, or "
+            "give --plugin FILE."
+        ) from error
+
+
+def actions_of(about: Mapping[str, Any]) -> int:
+    """The number of actions in a header.
+
+    Raises:
+        CorruptDataError: it is not there.
+    """
+    count = about.get("num_actions")
+    if not isinstance(count, int) or count < 1:
+        raise CorruptDataError("The weights do not say how many actions they choose from: train anew.")
+    return count
 
 
 def build_idm(model: ModelConfig) -> InverseDynamicsModel:
     """The inverse dynamics model of a configuration, untrained."""
-    quantizer = VectorQuantizer(
-        model.codebooks,
-        model.codes,
-        model.code_dim,
-        model.positions,
-        model.ema_decay,
-        model.commitment,
-        model.revive_below,
-    )
-    idm = InverseDynamicsModel(model.idm_scale, model.frame_size, quantizer)
+    idm = InverseDynamicsModel(model.idm_scale, model.frame_size, model.quantizer.build())
     if model.motion_init:
         idm.start_from_differences()
     return idm
+
+
+def build_world_model(model: ModelConfig) -> WorldModel:
+    """The world model of a configuration, untrained."""
+    world_model = WorldModel(model.world_model_base, model.frame_size, model.quantizer.la_dim)
+    if model.motion_init:
+        world_model.start_from_copying()
+    return world_model
+
+
+def build_latent_policy(model: ModelConfig, target: PolicyTargetConfig, quantizer: Quantizer) -> LatentPolicy:
+    """The latent policy of a configuration, untrained, for latent actions of that quantizer."""
+    return LatentPolicy(model.policy_scale, model.policy_size, target.build(quantizer))
+
+
+def latent_policy_of(about: Mapping[str, Any]) -> LatentPolicy:
+    """The latent policy that a header describes, untrained.
+
+    Raises:
+        CorruptDataError: the header does not describe one.
+    """
+    model = model_of(about)
+    try:
+        target = Stage2Config.model_validate({"target": about["target"]}).target
+    except (KeyError, ValidationError) as error:
+        raise CorruptDataError(
+            "The weights name a policy target that is not known here: give the plugin that defines it with --plugin "
+            "FILE, or train anew."
+        ) from error
+    # Only its shapes matter: the weights that follow hold what the target took from the trained one.
+    with torch.random.fork_rng(devices=[]):
+        quantizer = model.quantizer.build()
+    return build_latent_policy(model, target, quantizer)
 
 
 def load_idm(ctx: Context) -> InverseDynamicsModel:
@@ -70,30 +110,43 @@ def load_idm(ctx: Context) -> InverseDynamicsModel:
 
     Raises:
         MissingInputError: stage 1 is not finished.
+        CorruptDataError: its weights are damaged.
     """
-    stage = ctx.seed_dir.stage(IDM)
-    stage.require_done(f"lapo train-idm {ctx.seed_dir.game} --run-dir {ctx.seed_dir.run_path}")
-    idm = build_idm(ctx.config.model)
+    stage = require_stage(ctx, IDM)
+    idm = build_idm(model_of(read_about(stage.path / WEIGHTS)))
     stage.load_weights({"idm": idm})
     ctx.compute.place(idm)
     return idm.eval().requires_grad_(False)
 
 
-def training_windows(video: Video, max_frames: int) -> NDArray[np.int64]:
-    """Centres of the windows within the first ``max_frames`` frames, ascending."""
-    windows = video.windows()
-    return windows[windows < max_frames - 1]
-
-
-def load_policy(ctx: Context) -> Policy:
+def load_policy(ctx: Context) -> LatentPolicy:
     """The trained latent policy of a game and seed, frozen.
 
     Raises:
         MissingInputError: stage 2 is not finished.
+        CorruptDataError: its weights are damaged.
     """
-    stage = ctx.seed_dir.stage(POLICY)
-    stage.require_done(f"lapo train-policy {ctx.seed_dir.path}")
-    policy = Policy(ctx.config.model.policy_scale, ctx.config.model.policy_size, ctx.config.model.la_dim)
+    stage = require_stage(ctx, POLICY)
+    policy = latent_policy_of(read_about(stage.path / WEIGHTS))
     stage.load_weights({"policy": policy})
     ctx.compute.place(policy)
     return policy.eval().requires_grad_(False)
+
+
+def idm_about(ctx: Context) -> dict[str, Any]:
+    """What the header of the trained inverse dynamics model says of it.
+
+    Raises:
+        MissingInputError: stage 1 is not finished.
+    """
+    return read_about(require_stage(ctx, IDM).path / WEIGHTS)
+
+
+def policy_about(ctx: Context) -> dict[str, Any]:
+    """What the header of the trained latent policy says of its networks.
+
+    Raises:
+        MissingInputError: stage 2 is not finished.
+    """
+    about = read_about(require_stage(ctx, POLICY).path / WEIGHTS)
+    return {name: about[name] for name in ("model", "target") if name in about}

@@ -1,17 +1,21 @@
 """What every stage is given."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import Config
+from lapo_cli.core.data.store import FrameStore, Split, open_store
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec
+from lapo_cli.core.errors import UsageError
 from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.run_dir import SeedDir
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage works, with which numbers, on what, and whom it tells.
+    """Where a stage works, with which numbers, on what, and where it reports.
 
     Attributes:
         seed_dir: game, seed and folder.
@@ -31,6 +35,42 @@ class Context:
     fresh: bool = False
     wandb: bool = False
 
+    @property
+    def game(self) -> str:
+        """Name of the environment or data set."""
+        return self.seed_dir.game
+
+    @cached_property
+    def env(self) -> EnvSpec:
+        """The registered environment of that name or, for data without one, what the training store says.
+
+        Raises:
+            MissingInputError, CorruptDataError: there is neither an environment nor a store of that name.
+        """
+        if self.game in ENVIRONMENTS:
+            return ENVIRONMENTS.get(self.game)
+        return EnvSpec(self.game, open_store(self.data_dir, self.game, "train").manifest.num_actions)
+
+    def open_store(self, split: Split) -> FrameStore:
+        """The store of a split.
+
+        Raises:
+            MissingInputError, CorruptDataError: it is not there, or damaged.
+            UsageError: its actions are not those of the environment.
+        """
+        store = open_store(self.data_dir, self.game, split)
+        there, here = store.manifest.num_actions, self.env.num_actions
+        if there is not None and here is not None and there != here:
+            raise UsageError(
+                f"The {split} frames of {self.game} in {self.data_dir} have {there} actions, but the environment has "
+                f"{here}: import them under another name."
+            )
+        return store
+
+    def with_precision(self, precision: str) -> "Context":
+        """The same, computing in ``bf16`` or ``fp32``."""
+        return replace(self, compute=replace(self.compute, bf16=precision == "bf16"))
+
     def title(self, text: str) -> str:
-        """``text`` with game and seed before it, as progress is told."""
-        return f"{self.seed_dir.game}/{self.seed_dir.seed} {text}"
+        """``text`` with game and seed before it, as progress shows it."""
+        return f"{self.game}/{self.seed_dir.seed} {text}"

@@ -1,23 +1,56 @@
-"""Latent labels of a data set: what the frozen IDM says of every window, computed once and kept on disk."""
+"""Latent actions of windows: on the fly, or of a whole data set, computed once and kept on disk."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lapo_cli.core.data.batches import FrameLoader
-from lapo_cli.core.data.store import Video
+from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.files import atomic_path, require_free_space
+from lapo_cli.core.files import atomic_path, load_npy, require_free_space
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.context import Context
 
-_CHUNK = 512
+CHUNK = 512
 _KEPT = 16
+
+
+@torch.no_grad()
+def latent_actions(ctx: Context, idm: InverseDynamicsModel, windows: Iterable[Tensor]) -> Iterator[Tensor]:
+    """z before quantization, (B, la_dim) on the device, of each batch of windows (B, 3, H, W, 3) uint8 there."""
+    for frames in windows:
+        with ctx.compute.autocast():
+            z = idm.latent_action(normalize(frames, idm.size))
+        yield z
+
+
+def gathered(loader: FrameLoader, windows: NDArray[np.int64]) -> Iterator[Tensor]:
+    """The windows around centres (W,) in batches (B, 3, H, W, 3) uint8 on the loader's device."""
+    for start in range(0, len(windows), CHUNK):
+        yield loader.gather(windows[start : start + CHUNK])
+
+
+def labelled_pairs(
+    ctx: Context, idm: InverseDynamicsModel, store: FrameStore, windows: NDArray[np.int64], loader: FrameLoader
+) -> tuple[Tensor, Tensor]:
+    """z (P, la_dim) float32 and true actions (P,) int64 of labelled windows of a store, on the device."""
+    assert store.actions is not None
+    latents = torch.cat([z.float() for z in latent_actions(ctx, idm, gathered(loader, windows))])
+    actions = torch.from_numpy(store.actions[windows].astype(np.int64)).to(ctx.compute.device)
+    return latents, actions
+
+
+def training_windows(video: Video, max_frames: int) -> NDArray[np.int64]:
+    """Centres of the windows within the first ``max_frames`` frames, ascending."""
+    windows = video.windows()
+    return windows[windows < max_frames - 1]
 
 
 def latent_labels(
@@ -32,39 +65,36 @@ def latent_labels(
 
     Raises:
         DiskFullError: the cache does not fit.
+        CorruptDataError: the cached file is damaged.
     """
-    folder = ctx.data_dir / ctx.seed_dir.game / "latents"
+    folder = ctx.data_dir / ctx.game / "latents"
     key = fingerprint([idm_fingerprint, video.fingerprint, len(windows), int(windows[-1]), ctx.compute.bf16])
     file = folder / f"{key}.npy"
     if not file.exists():
         _write(ctx, idm, video, windows, file)
-    try:
-        labels: NDArray[np.float16] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise CorruptDataError(f"The cached latents {file} are damaged: delete that file and run again.") from error
+    labels: NDArray[np.float16] = load_npy(file, mapped=True)
+    if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):
+        raise CorruptDataError(f"{file} is damaged: delete it and run the same command again.")
     _drop_old(folder)
     return labels
 
 
-@torch.no_grad()
 def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArray[np.int64], file: Path) -> None:
-    shape = (len(windows), ctx.config.model.la_dim)
+    shape = (len(windows), idm.quantizer.la_dim)
     require_free_space(file.parent, 2 * shape[0] * shape[1], "Caching latent actions")
     loader = FrameLoader(video, ctx.compute.device)
     order = _InOrder(windows)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with (
-        ctx.progress.task(ctx.title("labelling frames with latent actions"), len(windows), "frame") as task,
+        ctx.progress.task(ctx.title("latent actions of all frames"), len(windows), "frame") as task,
         atomic_path(file) as temporary,
         temporary.open("wb") as out,
     ):
         np.lib.format.write_array_header_1_0(out, header)
         done = 0
-        for frames in loader.batches(order, 0, order.steps):
-            with ctx.compute.autocast():
-                z = idm.latent_action(normalize(frames, ctx.config.model.frame_size))
+        for z in latent_actions(ctx, idm, loader.batches(order, 0, order.steps)):
             out.write(z.to(torch.float16).cpu().numpy().tobytes())
-            done += len(frames)
+            done += len(z)
             task.update(done)
 
 
@@ -73,11 +103,11 @@ class _InOrder:
 
     def __init__(self, windows: NDArray[np.int64]) -> None:
         self._windows = windows
-        self.steps = -(-len(windows) // _CHUNK)
+        self.steps = -(-len(windows) // CHUNK)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """See :class:`Sampler`."""
-        return self._windows[step * _CHUNK : (step + 1) * _CHUNK]
+        return self._windows[step * CHUNK : (step + 1) * CHUNK]
 
 
 def _drop_old(folder: Path) -> None:

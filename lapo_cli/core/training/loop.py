@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lapo_cli.core.errors import TrainingDivergedError
+from lapo_cli.core.errors import CorruptDataError, TrainingDivergedError
 from lapo_cli.core.interrupts import interruptible
-from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.run_dir import STATE, StageDir
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import MetricsLog
 
@@ -51,7 +51,7 @@ class TrainingLoop:
         read_every: updates between readings of the recorded tensors.
 
     Raises:
-        CorruptDataError: the checkpoint is damaged.
+        CorruptDataError: the checkpoint is damaged or of another training.
         TrainingDivergedError: while iterating, a recorded value is NaN or infinite.
         KeyboardInterrupt: while iterating, after Ctrl-C or SIGTERM and a checkpoint.
     """
@@ -81,12 +81,23 @@ class TrainingLoop:
         self._shown: dict[str, float] = dict.fromkeys(show, math.nan)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        for name, item in self._state.items():
-            item.load_state_dict(checkpoint[name])
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if self._ctx.compute.is_cuda and "cuda" in checkpoint["rng"]:
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self._ctx.compute.device)
-        self.start = self._checkpointed = checkpoint["step"]
+        try:
+            for name, item in self._state.items():
+                item.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["rng"]["cpu"])
+            if self._ctx.compute.is_cuda and "cuda" in checkpoint["rng"]:
+                torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], self._ctx.compute.device)
+            step = checkpoint["step"]
+            if type(step) is not int or not 0 <= step <= self.total:
+                raise ValueError(f"step {step!r} of {self.total}")
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CorruptDataError(
+                f"The checkpoint {self._stage.path / STATE} does not fit this stage: run the same command with --fresh "
+                "to start the stage over."
+            ) from error
+        self.start = self._checkpointed = step
 
     def _checkpoint(self, step: int) -> None:
         rng = {"cpu": torch.get_rng_state()}
@@ -139,8 +150,8 @@ class TrainingLoop:
                 raise TrainingDivergedError(
                     f"{name} became {values[at].item()} at {self._unit} {(first + at + 1) * self._scale} "
                     f"of {self._title}: the checkpoint of {self._unit} {self._checkpointed * self._scale} is kept in "
-                    f"{self._stage.path}; start the stage over with --fresh and, by --set, a lower learning rate or "
-                    "precision=fp32."
+                    f"{self._stage.path}; start the stage over with a lower learning rate or precision=fp32 by --set, "
+                    "and with --reconfigure where the command has it."
                 )
             means[name] = values.mean().item()
         self._pending.clear()

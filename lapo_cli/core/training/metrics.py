@@ -1,6 +1,7 @@
 """Metrics of a stage: ``metrics.jsonl`` always, TensorBoard beside it, Weights & Biases when asked for."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from lapo_cli.core.errors import UsageError
+from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.files import atomic_write_text, disk_full_as_error
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.context import Context
@@ -47,24 +48,54 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a stage's ``metrics.jsonl``, oldest first; a last line cut by a kill is left out."""
+    """Lines of a stage's ``metrics.jsonl``, oldest first: ``step``, ``seconds`` and the metrics, all of them numbers.
+
+    What follows the last line break was cut by a kill and is left out.
+
+    Raises:
+        CorruptDataError: another line is damaged.
+    """
     file = folder / "metrics.jsonl"
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
+    for number, text in enumerate(file.read_bytes().split(b"\n")[:-1] if file.exists() else [], 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            lines.append(_parse_line(text))
+        except (ValueError, RecursionError) as error:
+            raise CorruptDataError(
+                f"{file} is damaged in line {number}: delete that line and run the same command again."
+            ) from error
     return lines
 
 
-def _wandb_run(folder: Path, ctx: Context) -> Any:
+def _parse_line(text: bytes) -> dict[str, Any]:
+    """One line; unlike in JSON proper a metric may be NaN, which is how a training that diverges ends."""
+    line = json.loads(text.decode())
+    if not isinstance(line, dict) or not {"step", "seconds"} <= line.keys():
+        raise ValueError("not a line of metrics")
+    for value in line.values():
+        if type(value) not in (int, float) or (type(value) is int and value.bit_length() > 63):
+            raise ValueError("not a number")
+    if type(line["step"]) is not int or not math.isfinite(line["seconds"]):
+        raise ValueError("not a line of metrics")
+    return line
+
+
+def require_wandb() -> Any:
+    """The package of Weights & Biases.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         import wandb
     except ImportError as error:
         raise UsageError("--wandb needs Weights & Biases: pip install 'lapo-cli[wandb]'.") from error
+    return wandb
+
+
+def _wandb_run(folder: Path, ctx: Context) -> Any:
     seed_dir = ctx.seed_dir
-    return wandb.init(
+    return require_wandb().init(
         project="lapo",
         name=f"{seed_dir.game}/seed-{seed_dir.seed}/{folder.name}",
         id=fingerprint(str(folder.absolute())),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from lapo_cli.core.config import PPOConfig, ReinforcementConfig
-from lapo_cli.core.envs.procgen import OBS_SHAPE, ProcgenVecEnv
+from lapo_cli.core.envs.base import EnvSpec
 from lapo_cli.core.training.agents import Agent, ParameterGroup
 from lapo_cli.core.training.gae import gae
 
@@ -27,7 +27,7 @@ class Rollout:
         values: (T + 1, N) float32; the last row bootstraps.
         rewards: (T, N) float32, normalized.
         first: (T + 1, N) bool, whether frame t begins an episode.
-        frames: (T + 1, N, 64, 64, 3) uint8, or None unless they were asked for.
+        frames: (T + 1, N, H, W, 3) uint8, or None unless they were asked for.
         returns: of the episodes that ended in this rollout, as the game counts them.
         lengths: steps of those episodes.
         all_ended: whether every environment has ended an episode by now; until then short ones are over-represented.
@@ -81,14 +81,14 @@ class RewardScaler:
 
 
 class PPO:
-    """Acts with an agent in Procgen and improves it.
+    """Acts with an agent in an environment and improves it.
 
-    The environments step in ``env_groups`` parts: while C++ threads step one, the network serves the next.
+    The environments step in ``env_groups`` parts: while one steps in its own threads, the network serves the next.
 
     Args:
         agent: who acts, on ``device``.
         groups: what of it is trained, and how fast.
-        game: name of the game.
+        env: where it acts.
         config: length and constants.
         seed: of the levels.
         device: where the agent is.
@@ -98,7 +98,7 @@ class PPO:
         self,
         agent: Agent,
         groups: list[ParameterGroup],
-        game: str,
+        env: EnvSpec,
         config: ReinforcementConfig,
         seed: int,
         device: torch.device,
@@ -106,7 +106,7 @@ class PPO:
         self.agent, self.config, self._device = agent, config, device
         self._ppo: PPOConfig = config.ppo
         self._width = self._ppo.num_envs // self._ppo.env_groups
-        self._envs = [ProcgenVecEnv(game, self._width, seed + i) for i in range(self._ppo.env_groups)]
+        self._envs = [env.make_envs(self._width, seed + i) for i in range(self._ppo.env_groups)]
         self._groups = groups
         self.optimizer = torch.optim.Adam(
             [{"params": group.parameters, "lr": group.rate(0, config.steps)} for group in self._groups], fused=True
@@ -128,12 +128,14 @@ class PPO:
         values = torch.empty(steps + 1, num_envs, device=self._device)
         rewards = np.empty((steps + 1, num_envs), np.float32)
         first = np.empty((steps + 1, num_envs), np.bool_)
-        frames = np.empty((steps + 1, num_envs, *OBS_SHAPE), np.uint8) if keep_frames else None
+        frames: NDArray[np.uint8] | None = None
         for t in range(steps + 1):
             for group, env in enumerate(self._envs):
                 part = slice(group * self._width, (group + 1) * self._width)
                 rewards[t, part], obs, first[t, part] = env.observe()
-                if frames is not None:
+                if keep_frames:
+                    if frames is None:
+                        frames = np.empty((steps + 1, num_envs, *obs.shape[1:]), np.uint8)
                     frames[t, part] = obs
                 with torch.no_grad():
                     encoding = self.agent.encode(torch.from_numpy(obs).to(self._device))
@@ -147,7 +149,7 @@ class PPO:
                     encoded = [e.new_empty((steps, num_envs, *e.shape[1:])) for e in encoding]
                 for store, e in zip(encoded, encoding, strict=True):
                     store[t, part] = e
-                # Last, because the frames are Procgen's own memory, which it writes to from here on.
+                # Last, because the frames are the environment's own memory, which it may write to from here on.
                 env.act(action.cpu().numpy())
         # An observation carries the reward of the action before it, so this rollout's rewards start at row 1.
         returns, lengths = self._count_episodes(rewards[1:], first[1:])
@@ -205,7 +207,7 @@ class PPO:
         return {**means, "losses/explained_variance": 1 - unexplained}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that acting and learning go on from, the environments' states included."""
+        """All that acting and learning go on from, with the environments' states where they can be saved."""
         return {
             "agent": self.agent.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -213,19 +215,27 @@ class PPO:
             "episode": torch.from_numpy(self._episode),
             "ended": torch.from_numpy(self._ended),
             "env_steps": self.env_steps,
-            "envs": [env.get_state() for env in self._envs],
+            "envs": [env.get_state() for env in self._envs if env.saves_state],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Take back what :meth:`state_dict` gave; environments that cannot be saved start new episodes."""
         self.agent.load_state_dict(state["agent"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._episode = state["episode"].numpy().copy()
         self._ended = state["ended"].numpy().copy()
         self.env_steps = state["env_steps"]
+        if not self.resumes_exactly:
+            self._episode[:] = 0
+            return
         for env, states in zip(self._envs, state["envs"], strict=True):
             env.set_state(states)
+
+    @property
+    def resumes_exactly(self) -> bool:
+        """Whether a checkpoint holds the environments too."""
+        return self._envs[0].saves_state
 
     def close(self) -> None:
         """Free the environments."""
@@ -245,7 +255,7 @@ def ppo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, and what there is to log.
 
-    Advantages are normalized over the minibatch. All arguments are (B,), logits (B, 15).
+    Advantages are normalized over the minibatch. All arguments are (B,), logits (B, num_actions).
     """
     policy = Categorical(logits=logits, validate_args=False)
     log_ratio = policy.log_prob(actions) - logprobs

@@ -1,4 +1,4 @@
-"""Training by PPO as the stages that do it share it: checkpoints, metrics, progress and the latest returns."""
+"""Training by PPO: checkpoints, metrics, progress and the latest returns."""
 
 import math
 from collections import deque
@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
+from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.loop import Stateful, TrainingLoop
 from lapo_cli.core.training.ppo import PPO, Rollout
+from lapo_cli.core.training.stage import TrainedPolicy
 
 _RECENT_EPISODES = 100
 
 
-class Reinforcement:
+class PPOLoop:
     """Collects rollouts and improves the agent on them until the configured number of environment steps.
 
     Args:
@@ -43,6 +46,10 @@ class Reinforcement:
             scale=per_update,
             read_every=1,
         )
+        if self._loop.start > 0 and not ppo.resumes_exactly:
+            ctx.progress.log(
+                f"{ctx.game} cannot save its environments' state: new episodes begin where it was cut off."
+            )
 
     def updates(self, *, keep_frames: Callable[[int], bool] | None = None) -> Iterator[tuple[int, Rollout]]:
         """After each update its number, from 1, and the rollout it was made on; frees the environments at the end.
@@ -62,13 +69,27 @@ class Reinforcement:
         self._ppo.close()
 
     def results(self) -> dict[str, Any]:
-        """Numbers worth telling."""
+        """Numbers worth reporting."""
         recent = self._episodes.recent
         return {
             "env_steps": self._ppo.env_steps,
             "training_episodes": self._episodes.count,
             "last_training_return": float(np.mean(recent)) if recent else None,
         }
+
+
+def agent_policy(
+    label: str, build: Callable[[Mapping[str, Any], Compute], Agent], ctx: Context, stage: StageDir
+) -> Iterator[TrainedPolicy]:
+    """The one policy of a finished stage that trained an agent; for :attr:`Stage.policies`."""
+
+    def load() -> Act:
+        agent = build(read_about(stage.path / WEIGHTS), ctx.compute)
+        stage.load_weights({"agent": agent})
+        return agent.act
+
+    env_steps = stage.require_done(stage.name)["results"]["env_steps"]
+    yield TrainedPolicy(stage.name, label, load, env_steps=env_steps)
 
 
 class _Episodes:

@@ -1,15 +1,25 @@
-"""What every stage does around its work: what it depends on, whether it is done, its lock and its seed."""
+"""Stages: what each one says of itself, and what all of them do around their work.
+
+A stage is one file that ends in ``STAGES.register(Stage(...))``. The chain of ``run-all``, what ``evaluate`` plays,
+tables, legends and the network that a weights file needs all derive from these descriptors.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.config import PLUGIN_SECTIONS, Section, section_of
+from lapo_cli.core.data.store import Split
+from lapo_cli.core.errors import UsageError
+from lapo_cli.core.registry import Registry
+from lapo_cli.core.run_dir import StageDir, fingerprint
+from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
 
 
@@ -18,7 +28,7 @@ class StageResult:
     """How a stage ended.
 
     Attributes:
-        results: numbers worth telling, JSON-like.
+        results: numbers worth reporting, JSON-like.
         skipped: it was done before, with the same configuration and inputs.
     """
 
@@ -30,42 +40,163 @@ class StageResult:
     skipped: bool
 
 
-def stage_key(ctx: Context, name: str, sections: tuple[str, ...], inputs: Mapping[str, str]) -> dict[str, Any]:
-    """All that the outcome depends on: ``sections`` of the configuration, the seed, ``inputs`` by fingerprint."""
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """A policy that can be evaluated.
+
+    Attributes:
+        name: of its file among the evaluations.
+        method: how it was trained, as tables and legends call it.
+        load: makes it ready to act; called only if it has to play.
+        labels: labelled frames it was decoded from, if it was.
+        env_steps: environment steps it was trained for, if it was.
+    """
+
+    name: str
+    method: str
+    load: Callable[[], Act]
+    labels: int | None = None
+    env_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage says of itself.
+
+    Attributes:
+        name: of its folder.
+        label: as progress, tables and legends call it.
+        run: the work: makes what it makes in the stage's folder, and returns numbers worth reporting.
+        command: how to run it by hand; ``{game}``, ``{run_dir}`` and ``{seed_dir}`` are filled in.
+        sections: the parts of the configuration that its outcome depends on.
+        requires: earlier stages whose outputs it uses.
+        reads: stores that it uses.
+        applicable: why it cannot be run on what there is, or None; ``run-all`` then leaves it out.
+        policies: the policies that a finished stage offers to ``evaluate``.
+        build_agent: the network, untrained, of a weights file with this header; None if the stage makes no agent.
+        in_chain: whether ``run-all`` includes it.
+        order: its place in ``run-all`` and in tables.
+        config: the class of a section ``plugins.<name>`` of its own; for stages that plugins add.
+    """
+
+    name: str
+    label: str
+    run: Callable[[Context, StageDir], dict[str, Any]]
+    command: str
+    sections: tuple[str, ...]
+    requires: tuple[str, ...] = ()
+    reads: tuple[Split, ...] = ()
+    applicable: Callable[[Context], str | None] = lambda ctx: None
+    policies: Callable[[Context, StageDir], Iterable[TrainedPolicy]] = lambda ctx, stage: ()
+    build_agent: Callable[[Mapping[str, Any], Compute], Agent] | None = None
+    in_chain: bool = True
+    order: int = 100
+    config: type[Section] | None = None
+
+    def command_for(self, ctx: Context) -> str:
+        """The command line that runs it on this game and seed."""
+        seed_dir = ctx.seed_dir
+        return self.command.format(game=seed_dir.game, run_dir=seed_dir.run_path, seed_dir=seed_dir.path)
+
+
+class _Stages(Registry[Stage]):
+    def register(self, item: Stage) -> Stage:
+        """See :meth:`Registry.register`; the section of a stage is known from then on."""
+        if item.config is not None:
+            PLUGIN_SECTIONS[item.name] = item.config
+        return super().register(item)
+
+    def values(self) -> list[Stage]:
+        """All stages in their order."""
+        return sorted(super().values(), key=lambda stage: stage.order)
+
+
+STAGES = _Stages("stage", "lapo.stages", "lapo_cli.core.stages")
+
+
+def needs_environment(ctx: Context) -> str | None:
+    """Why a stage that acts cannot be run, for :attr:`Stage.applicable`."""
+    return f"there is no environment for {ctx.game} to act in" if ctx.env.make is None else None
+
+
+def needs_actions(ctx: Context) -> str | None:
+    """Why a stage that needs true actions cannot be run, for :attr:`Stage.applicable`."""
+    if ctx.open_store("train").actions is None:
+        return f"the frames of {ctx.game} have no true actions"
+    return None
+
+
+def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
+    """All that the outcome depends on: sections of the configuration, precision, seed, and inputs by fingerprint.
+
+    Raises:
+        MissingInputError: an earlier stage is not finished, or a store is not there.
+    """
     config = json.loads(ctx.config.model_dump_json())
+    own = () if stage.config is None else (f"plugins.{stage.name}",)
+    inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
+    inputs |= {split: ctx.open_store(split).manifest.fingerprint for split in stage.reads}
     return {
-        "stage": name,
-        "game": ctx.seed_dir.game,
+        "stage": stage.name,
+        "game": ctx.game,
         "seed": ctx.seed_dir.seed,
-        "inputs": dict(inputs),
-        "config": {section: config[section] for section in ("precision", *sections)},
+        "inputs": inputs,
+        "precision": "bf16" if ctx.compute.bf16 else "fp32",
+        "config": {section: section_of(config, section) for section in (*stage.sections, *own)},
     }
 
 
-def run_stage(
-    ctx: Context,
-    name: str,
-    *,
-    sections: tuple[str, ...],
-    inputs: Mapping[str, str],
-    work: Callable[[StageDir], dict[str, Any]],
-) -> StageResult:
-    """Do ``work`` in the stage's folder unless it is done already, then mark it done with the numbers it returns.
+def output_fingerprint(ctx: Context, name: str) -> str:
+    """Fingerprint of what a finished stage made.
 
     Raises:
+        MissingInputError: it is not finished; the message names the command.
+    """
+    return ctx.seed_dir.stage(name).output_fingerprint(STAGES.get(name).command_for(ctx))
+
+
+def run_stage(ctx: Context, stage: Stage) -> StageResult:
+    """Do a stage's work in its folder unless it is done already, then mark it done with the numbers it returns.
+
+    Precision ``auto`` is that of the hardware for a new stage, and for one that was begun elsewhere the precision that
+    it was begun in, so that no training mixes the two.
+
+    Raises:
+        UsageError: the stage does not apply to this data.
+        MissingInputError: an earlier stage is not finished, or data is not there.
         RunDirError: another process works on this game and seed.
     """
-    stage = ctx.seed_dir.stage(name)
+    reason = stage.applicable(ctx)
+    if reason is not None:
+        raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
+    folder = ctx.seed_dir.stage(stage.name)
     with ctx.seed_dir.lock():
-        skipped = not stage.begin(stage_key(ctx, name, sections, inputs), fresh=ctx.fresh)
+        key = stage_key(ctx, stage)
+        if ctx.config.precision == "auto" and not ctx.fresh:
+            begun = folder.begun()
+            same = {**key, "precision": begun.get("precision")}
+            if begun.get("key") == fingerprint(same):
+                ctx, key = ctx.with_precision(same["precision"]), same
+        skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label)
         if not skipped:
-            torch.manual_seed(stage_seed(ctx, name))
-            stage.finish(work(stage))
-        results = stage.require_done("this command")["results"]
-    return StageResult(ctx.seed_dir.game, ctx.seed_dir.seed, name, stage.path, results, skipped)
+            torch.manual_seed(stage_seed(ctx, stage.name))
+            folder.finish(stage.run(ctx, folder))
+        results = folder.require_done("this command")["results"]
+    return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped)
+
+
+def require_stage(ctx: Context, name: str) -> StageDir:
+    """The folder of a finished stage.
+
+    Raises:
+        MissingInputError: it is not finished; the message names the command.
+    """
+    folder = ctx.seed_dir.stage(name)
+    folder.require_done(STAGES.get(name).command_for(ctx))
+    return folder
 
 
 def stage_seed(ctx: Context, purpose: str) -> int:
     """A seed of its own for every game, seed and purpose, so that no two share a stream of random numbers."""
-    text = f"{ctx.seed_dir.game}/{ctx.seed_dir.seed}/{purpose}"
+    text = f"{ctx.game}/{ctx.seed_dir.seed}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1

@@ -1,30 +1,17 @@
 """The vector quantizer with exponential-moving-average codebooks (paper, section 3 and appendix A)."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
+
+from lapo_cli.core.config import QUANTIZERS, QuantizerConfig
+from lapo_cli.core.models.quantizers.base import Quantized, Quantizer
 
 
-@dataclass
-class Quantized:
-    """What the quantizer makes of a batch of latent actions.
-
-    Attributes:
-        latent: z_q (B, codebooks * dim * positions) float32; its gradient goes straight through to z.
-        loss: commitment loss, a scalar.
-        perplexity: exp of the entropy of the batch's mean code usage, summed over codebooks; a scalar.
-        codes: (B, codebooks, positions) int64.
-    """
-
-    latent: Tensor
-    loss: Tensor
-    perplexity: Tensor
-    codes: Tensor
-
-
-class VectorQuantizer(nn.Module):
+class VectorQuantizer(Quantizer):
     """Nearest-neighbour quantization with several codebooks, learnt by exponential moving average.
 
     A latent action of ``codebooks * dim * positions`` numbers is read as that three-dimensional array. In training
@@ -57,6 +44,7 @@ class VectorQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (codebooks, dim, positions)
+        self.la_dim = codebooks * dim * positions
         self.decay = decay
         self.commitment = commitment
         self.revive_below = revive_below
@@ -124,3 +112,38 @@ class VectorQuantizer(nn.Module):
         self.ema_count.copy_(torch.where(dead, even, self.ema_count))
         self.embedding.copy_(torch.where(dead.unsqueeze(2), fresh, self.embedding))
         self.ema_sum.copy_(torch.where(dead.unsqueeze(2), fresh * even.unsqueeze(2), self.ema_sum))
+
+
+class VQConfig(QuantizerConfig):
+    """Vector quantization with exponential-moving-average codebooks, the paper's."""
+
+    kind: Literal["vq"] = Field("vq", description="Which quantizer of latent actions.")
+    codebooks: int = Field(2, ge=1, le=64, description="Codebooks of the quantizer.")
+    codes: int = Field(64, ge=2, le=4096, description="Embeddings a codebook.")
+    code_dim: int = Field(16, ge=1, le=256, description="Numbers an embedding.")
+    positions: int = Field(4, ge=1, le=64, description="Discrete latents a codebook quantizes.")
+    ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the codebooks' moving averages.")
+    commitment: float = Field(0.05, ge=0, description="Weight of mse(z, stopgrad(z_q)).")
+    revive_below: float = Field(
+        0.0, ge=0, lt=1, description="Move codes used less than this fraction of an even share; 0, the paper's: never."
+    )
+
+    @property
+    def la_dim(self) -> int:
+        """Numbers a latent action: codebooks * positions * code_dim."""
+        return self.codebooks * self.positions * self.code_dim
+
+    def build(self) -> VectorQuantizer:
+        """See :meth:`QuantizerConfig.build`."""
+        return VectorQuantizer(
+            self.codebooks,
+            self.codes,
+            self.code_dim,
+            self.positions,
+            self.ema_decay,
+            self.commitment,
+            self.revive_below,
+        )
+
+
+QUANTIZERS.register(VQConfig)

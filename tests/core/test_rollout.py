@@ -1,21 +1,21 @@
-"""Playing: every episode that is started is counted, and none is favoured."""
+"""Rollouts: every episode that is started is counted, and none is favoured."""
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from lapo_cli.core.evaluation import play as module
-from lapo_cli.core.evaluation.rollout import Played, play, uniform
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
+from lapo_cli.core.evaluation.rollout import Episodes, rollout, uniform
 from lapo_cli.core.progress import Silent
 
 _CPU = torch.device("cpu")
 
 
-class _Lengths:
+class _Lengths(VecEnv):
     """Environment i plays episodes of the lengths that are drawn for it, and returns each one's length."""
 
-    def __init__(self, game: str, num_envs: int, seed: int) -> None:
+    def __init__(self, num_envs: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
         self._n = num_envs
         self._length = self._draw(num_envs)
@@ -40,15 +40,24 @@ class _Lengths:
         pass
 
 
-def _play(episodes: int, num_envs: int, seed: int = 0, game: str = "bigfish") -> Played:
-    return play(
-        uniform, game, episodes=episodes, num_envs=num_envs, seed=seed, device=_CPU, progress=Silent(), title="playing"
+_LENGTHS = EnvSpec("lengths", 15, make=_Lengths)
+
+
+def _rollout(episodes: int, num_envs: int, seed: int = 0, env: EnvSpec = _LENGTHS) -> Episodes:
+    return rollout(
+        uniform(15),
+        env,
+        episodes=episodes,
+        num_envs=num_envs,
+        seed=seed,
+        device=_CPU,
+        progress=Silent(),
+        title="playing",
     )
 
 
-def test_short_episodes_are_not_favoured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ProcgenVecEnv", _Lengths)
-    played = _play(2000, 100)
+def test_short_episodes_are_not_favoured() -> None:
+    played = _rollout(2000, 100)
     assert len(played.returns) == 2000
     assert played.returns.tolist() == played.lengths.tolist()
     # Half are 1 long and half 50; the first 2,000 to end would nearly all be short ones.
@@ -56,13 +65,12 @@ def test_short_episodes_are_not_favoured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("episodes", "num_envs"), [(1, 8), (7, 3), (8, 8), (9, 4)])
-def test_exactly_so_many_episodes_are_played(monkeypatch: pytest.MonkeyPatch, episodes: int, num_envs: int) -> None:
-    monkeypatch.setattr(module, "ProcgenVecEnv", _Lengths)
-    assert len(_play(episodes, num_envs).returns) == episodes
+def test_exactly_so_many_episodes_are_played(episodes: int, num_envs: int) -> None:
+    assert len(_rollout(episodes, num_envs).returns) == episodes
 
 
 def test_in_procgen_the_same_seed_gives_the_same_returns_and_another_seed_others() -> None:
-    one, same, other = (_play(6, 4, seed) for seed in (1, 1, 2))
+    one, same, other = (_rollout(6, 4, seed, ENVIRONMENTS.get("bigfish")) for seed in (1, 1, 2))
     assert one.returns.tolist() == same.returns.tolist()
     assert one.lengths.tolist() == same.lengths.tolist()
     assert one.lengths.tolist() != other.lengths.tolist()
@@ -70,7 +78,7 @@ def test_in_procgen_the_same_seed_gives_the_same_returns_and_another_seed_others
     assert (one.lengths > 0).all()
 
 
-def test_actions_are_sampled_from_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actions_are_sampled_from_the_logits() -> None:
     seen: list[NDArray[np.int64]] = []
 
     class Watched(_Lengths):
@@ -78,13 +86,20 @@ def test_actions_are_sampled_from_the_logits(monkeypatch: pytest.MonkeyPatch) ->
             seen.append(actions.copy())
             super().act(actions)
 
-    monkeypatch.setattr(module, "ProcgenVecEnv", Watched)
-
     def act(frames: torch.Tensor) -> torch.Tensor:
         logits = torch.full((len(frames), 15), -1e9)
         logits[:, [3, 9]] = torch.tensor([0.0, np.log(3.0)], dtype=torch.float32)
         return logits
 
-    play(act, "bigfish", episodes=500, num_envs=500, seed=0, device=_CPU, progress=Silent(), title="")
+    rollout(
+        act,
+        EnvSpec("watched", 15, make=Watched),
+        episodes=500,
+        num_envs=500,
+        seed=0,
+        device=_CPU,
+        progress=Silent(),
+        title="",
+    )
     assert np.isin(seen[0], [3, 9]).all()
     assert (seen[0] == 9).mean() == pytest.approx(0.75, abs=0.08)

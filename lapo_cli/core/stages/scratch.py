@@ -1,0 +1,51 @@
+"""The baseline: PPO from scratch, with the same network, environments and steps as online fine-tuning."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training.agents import ScratchAgent
+from lapo_cli.core.training.checkpoints import actions_of, header, model_of
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.ppo import PPO
+from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
+
+_NAME = "scratch"
+_LABEL = "PPO from scratch"
+
+
+def _build_agent(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
+    model = model_of(about)
+    agent = ScratchAgent(model.policy_scale, model.policy_size, actions_of(about), compute)
+    compute.place(agent)
+    return agent
+
+
+def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
+    config = ctx.config.online
+    agent = _build_agent(header(ctx, stage), ctx.compute)
+    groups = agent.parameter_groups(config.scratch.at)
+    ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
+    training = PPOLoop(ctx, stage, "PPO from scratch", ppo)
+    for _ in training.updates():
+        pass
+    stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=ppo.env_steps))
+    return training.results()
+
+
+STAGES.register(
+    Stage(
+        name=_NAME,
+        label=_LABEL,
+        run=_train,
+        command="lapo finetune-online {seed_dir} --init scratch",
+        sections=("model", "online"),
+        applicable=needs_environment,
+        policies=partial(agent_policy, _LABEL, _build_agent),
+        build_agent=_build_agent,
+        order=60,
+    )
+)
