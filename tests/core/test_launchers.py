@@ -22,6 +22,7 @@ from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
 from lapo_cli.core.progress import Progress, Silent, Task
 
 _LOCAL = LAUNCHERS.get("local")
+_ROOT = str(Path(lapo_cli.__file__).parents[1])
 
 
 class _Unreadable(Exception):
@@ -192,10 +193,14 @@ def hold(folder: str) -> None:
 def test_what_stops_the_parent_stops_its_workers_and_each_leaves_a_checkpoint(
     tmp_path: Path, numbers: list[signal.Signals], to_group: bool, early: bool
 ) -> None:
-    here = os.pathsep.join([str(Path(__file__).parent), str(Path(lapo_cli.__file__).parents[1])])
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from test_launchers import hold; hold(sys.argv[1])", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": here},
+        [
+            sys.executable,
+            "-c",
+            "import sys; from tests.core.test_launchers import hold; hold(sys.argv[1])",
+            str(tmp_path),
+        ],
+        env={**os.environ, "PYTHONPATH": _ROOT},
         stderr=subprocess.PIPE,
         start_new_session=True,
         # A shell starts background jobs with Ctrl-C ignored, and the tests may be part of one.
