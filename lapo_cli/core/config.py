@@ -82,16 +82,17 @@ PLUGIN_SECTIONS: dict[str, type[Section]] = {}
 _V = TypeVar("_V", bound=Section)
 
 
-def _variant(registry: Registry[type[_V]]) -> WrapValidator:
+def _variant(registry: Registry[type[_V]], default: str) -> WrapValidator:
     """Validate a section as the class registered under its ``kind``: a discriminated union that stays open."""
 
     def validate(value: Any, handler: Any) -> Any:
         if isinstance(value, Section):
             return value
-        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        kind = value.get("kind", default) if isinstance(value, dict) else None
+        if not isinstance(kind, str):
             raise ValueError(f"a mapping with a kind is expected, one of {', '.join(registry.names())}")
         try:
-            variant = registry.get(value["kind"])
+            variant = registry.get(kind)
         except UnknownNameError as error:
             raise ValueError(str(error).rstrip(".")) from error
         return variant.model_validate(value)
@@ -121,7 +122,7 @@ class ModelConfig(Section):
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
     policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")
-    quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS)] = Field(
+    quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
     )
     motion_init: bool = Field(
@@ -174,7 +175,7 @@ class Stage2Config(_Scheduled):
     lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(1_000, ge=0, description="Steps of the warm-up.")
-    target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS)] = Field(
+    target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS, "latent")] = Field(
         default_factory=lambda: POLICY_TARGETS.get("latent").model_validate({}), description="What the policy predicts."
     )
     eval_every: int = Field(1_000, ge=1, description="Steps between measurements on held-out data.")
