@@ -1,4 +1,4 @@
-"""The table of subcommands, and nothing else: each one's module says what it does."""
+"""The table of subcommands, and nothing else: each one is described in its module."""
 
 from typing import Annotated
 

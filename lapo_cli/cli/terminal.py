@@ -95,7 +95,7 @@ class Program(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run the command that ``args`` say, and exit."""
+        """Run the command that ``args`` give, and exit."""
         words = sys.argv[1:] if args is None else list(args)
         with interrupting():
             try:
@@ -145,14 +145,14 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return one_line(str(error)), error.exit_code
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
-        advice = "" if context is None else f" '{context.command_path} --help' shows what there is."
-        return one_line(error.format_message()) + advice, error.exit_code
+        advice = "" if context is None else f" '{context.command_path} --help' lists what it takes."
+        return one_line(error.format_message()).rstrip(".") + "." + advice, error.exit_code
     advice = "--debug shows the traceback, and 'lapo info' what to add to a bug report."
     return f"{describe(error)}. {advice}", 1
 
 
 def _as_lapo_error(error: OSError) -> LapoError | None:
-    """The same as a sentence for the user, where it says enough."""
+    """The same as a sentence for the user, where the error is specific enough."""
     path = Path(str(error.filename)) if error.filename is not None else None
     if is_disk_full(error):
         where = "A disk" if path is None else f"The disk that holds {path.parent}"

@@ -9,6 +9,7 @@ from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.envs.base import parse_games
+from lapo_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lapo_cli.core.pipeline import Options
@@ -32,7 +33,9 @@ def train_idm(
 ) -> None:
     """Stage 1: learn latent actions from frames (inverse dynamics and world model)."""
     with terminal(output) as here:
-        (game,) = parse_games([game], execution.data_dir)  # Reported before the second that loading PyTorch takes.
+        game, *others = parse_games([game], execution.data_dir)  # Errors come before PyTorch is loaded, which is slow.
+        if others:
+            raise UsageError("Only one game can be trained at a time: name one, or use 'lapo run-all --games'.")
         config = overrides.on_preset(preset)
 
         from lapo_cli.core import pipeline

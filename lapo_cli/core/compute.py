@@ -47,7 +47,7 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
         precision: ``auto`` takes bfloat16 where the hardware multiplies it.
 
     Raises:
-        DeviceError: no such device here; the message says what there is.
+        DeviceError: there is no such device here; the message lists what there is.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

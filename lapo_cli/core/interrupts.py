@@ -4,6 +4,7 @@ The same request often comes more than once: a held Ctrl-C repeats, and a termin
 while a parent process forwards what it got.
 """
 
+import atexit
 import math
 import os
 import signal
@@ -97,3 +98,5 @@ def exit_at_once() -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, lambda number, frame: os._exit(INTERRUPTED))
+    # At the very end Python removes all handlers.
+    atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)

@@ -1,4 +1,4 @@
-"""What goes wrong: one sentence on stderr, the right exit code, no traceback, and one JSON document if asked for."""
+"""What goes wrong: one sentence on stderr, the right exit code, no traceback, and with --json one document."""
 
 import errno
 import json
@@ -8,10 +8,13 @@ from typing import NoReturn
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import Result
 
 from lapo_cli.core import pipeline
 from lapo_cli.core.config import load_config
+from lapo_cli.core.errors import LapoError
 from lapo_cli.core.run_dir import RunDir
 
 Lapo = Callable[..., Result]
@@ -31,6 +34,9 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["run-all", "--games", "coinrum"], "There is no game 'coinrum': did you mean 'coinrun'?"),
         (["run-all", "--games", ","], "No game was named"),
         (["run-all", "--games", "maze", "--seeds", "0,x"], "'--seeds 0,x' is not a list of seeds"),
+        (["run-all", "--games", "maze", "--seeds", "9" * 5000], "is not a list of seeds"),
+        (["run-all", "--games", "maze", "--launcher", "locl"], "There is no launcher 'locl': did you mean 'local'?"),
+        (["train-idm", "all"], "Only one game can be trained at a time"),
         (["run-all", "--games", "maze", "--preset", "fast"], "There is no preset 'fast': choose one of paper, quick."),
         (
             ["train-idm", "maze", "--set", "stage1.lrr=1"],
@@ -74,10 +80,95 @@ def test_a_request_that_does_not_fit(lapo: Lapo, words: list[str], sentence: str
         ["finetune-online", "runs", "--init", "magic"],
         ["download", "maze", "--source", "floppy"],
         ["no-such-command"],
+        ["--no-such-option"],
+        ["--plugin"],
+        ["info", "more"],
+        ["train-idm"],
+        ["train-idm", "maze", "--seed", "9" * 5000],
+        ["train-idm", "maze", "--no-such-option", "x" * 1_000_000],
+        ["x" * 1_000_000],
+        ["run-all", "--games", "maze", "--fresh=maybe"],
+        ["record", "maze", "--epsilon", "nan-ish"],
+        ["evaluate", "run", "--episodes", "1"],
+        ["download", "--from"],
+        ["info", "\udcff\x1b[31m"],
     ],
 )
 def test_options_that_typer_refuses(lapo: Lapo, words: list[str]) -> None:
-    assert lapo(*words).exit_code == 2
+    _assert_refused(lapo, words)
+
+
+_JUNK = st.one_of(
+    st.sampled_from(
+        ["--seed=x", "--jobs", "--set", "--device", "--debug", "--games=maze", "--frames=-1", "maze", "--"]
+    ),
+    st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text and text not in ("-h", "--help")),
+)
+
+
+@given(command=st.sampled_from(["run-all", "train-idm", "evaluate", "record", "info", "-x", ""]), junk=st.lists(_JUNK))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_command_line_with_an_unknown_option_is_refused(lapo: Lapo, command: str, junk: list[str]) -> None:
+    _assert_refused(lapo, [command, "--no-such-option", *junk])
+
+
+def _assert_refused(lapo: Lapo, words: list[str]) -> None:
+    """One sentence on stderr, and with ``--json`` the same on stdout."""
+    plain = lapo(*words)
+    assert (plain.exit_code, plain.stdout) == (2, "")
+    assert plain.stderr.splitlines()[-1].startswith("Error: ")
+    as_json = lapo(words[0], "--json", *words[1:])
+    error = json.loads(as_json.stdout)["error"]
+    assert as_json.exit_code == error["exit_code"] == 2
+    assert 0 < len(error["message"]) < 1200
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("device", ["cpu:5", "cpu:0", "cuda:-1", "cuda:", "mps", "gpu", "", f"cuda:{'9' * 5000}"])
+def test_devices_that_do_not_exist(lapo: Lapo, device: str) -> None:
+    said = lapo("train-idm", "maze", "--device", device)
+    assert said.exit_code == 2
+    assert "use auto, cpu, cuda or cuda:N" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "There is no plugin file"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("this is no Python", "SyntaxError"),
+        ("raise ValueError('x' * 1_000_000)", "failed (ValueError: xxx"),
+        (
+            "from lapo_cli.core.errors import LapoError\nraise LapoError('It does not fit here.')",
+            "It does not fit here.",
+        ),
+    ],
+)
+def test_a_plugin_that_cannot_be_loaded(
+    lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, sentence: str
+) -> None:
+    if content is not None:
+        (home / "plugin.py").write_text(content)
+    for words in (["info", "--plugin", "plugin.py"], ["train-policy", "nowhere", "--plugin", "plugin.py"]):
+        said = lapo(*words)
+        assert said.exit_code in (1, 2)
+        assert sentence in said.stderr
+        assert said.stderr.count("\n") == 1
+        assert len(said.stderr) < 1200
+    monkeypatch.setenv("LAPO_PLUGIN", "plugin.py")
+    assert sentence in lapo("info").stderr
+
+
+def test_a_message_is_one_line_of_bounded_length(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (LapoError, ValueError):
+        _raises(monkeypatch, error("first\x1b[31m " + "x\n" * 1_000_000 + " last"))
+        said = lapo("train-idm", "maze", "--json")
+        message = json.loads(said.stdout)["error"]["message"]
+        assert said.stderr == f"Error: {message}\n"
+        assert len(message) < 1200
+        assert "first" in message
+        assert "last" in message
+        assert message.isprintable()
 
 
 @pytest.mark.parametrize("words", [("info",), ("train-idm", "maze"), ("download", "maze"), ("evaluate", "run")])
@@ -108,7 +199,7 @@ def test_a_command_that_fails_leaves_the_run_as_it_was(lapo: Lapo, home: Path, w
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_cuda_asked_for_and_absent(lapo: Lapo) -> None:
+def test_cuda_requested_and_absent(lapo: Lapo) -> None:
     said = lapo("train-idm", "maze", "--device", "cuda")
     assert said.exit_code == 2
     assert "'cuda' was requested but this machine offers PyTorch no CUDA device(s)" in said.stderr

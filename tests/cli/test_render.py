@@ -11,7 +11,7 @@ from lapo_cli.core.progress import Silent
 
 
 class _Clock:
-    """Seconds that pass only when told."""
+    """Seconds that pass only when the test advances them."""
 
     now = 100.0
 

@@ -62,6 +62,7 @@ def _side_by_side(
     waiting = deque(enumerate(jobs))
     devices = deque(_devices(slots, device))
     working: dict[Connection, _Worker] = {}
+    resource_tracker.ensure_running()  # Else it is started with the first process, and ends the postponement below.
     try:
         while waiting or working:
             while waiting and devices:
@@ -104,7 +105,6 @@ class _Worker:
         self.outcome: Exception | None = LapoError(
             "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
         )
-        resource_tracker.ensure_running()  # Started together with the process, it would undo that signals wait.
         self.events, theirs = multiprocessing.Pipe(duplex=False)
         arguments = (theirs, loaded_plugins(), pickle.dumps(job), device, slots)
         context = multiprocessing.get_context("spawn")
