@@ -382,7 +382,12 @@ class RunDir:
                     f"lapo {lapo_cli.__version__} reads format {FORMAT}: use that version, or another --run-dir."
                 )
             return cls(folder, parse_config(content["config"]), str(content["preset"]))
-        except (ValueError, KeyError, ConfigError) as error:
+        except ConfigError as error:
+            raise RunDirError(
+                f"{file} has a configuration that does not fit here: {str(error).rstrip('.')}. Give the plugins that it "
+                "was made with by --plugin, or use another --run-dir."
+            ) from error
+        except (ValueError, KeyError) as error:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise RunDirError(f"{file} is damaged ({why}): restore it or use another --run-dir.") from error
 
