@@ -49,9 +49,10 @@ _POLICIES = [
 ]
 
 
-def _lapo(
-    python: str | Path, *words: str | Path, plugins: list[Path], home: Path
-) -> "subprocess.CompletedProcess[str]":
+_Process = subprocess.CompletedProcess[str]
+
+
+def _lapo(python: str | Path, *words: str | Path, plugins: list[Path], home: Path) -> _Process:
     environment = {
         **os.environ,
         "LAPO_DATA_DIR": str(home / "data"),
