@@ -9,11 +9,12 @@ from fake_drive import FakeDrive
 
 from lapo_cli.core.data import fetch
 from lapo_cli.core.data.catalogue import list_games
-from lapo_cli.core.data.download import carry_out, download, ensure_stores, plan
+from lapo_cli.core.data.download import carry_out, download, plan
 from lapo_cli.core.data.replay_log import bundled_logs
 from lapo_cli.core.data.sources.drive import DRIVE_IDS
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
+from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import (
     CorruptDataError,
     DiskFullError,
@@ -22,7 +23,6 @@ from lapo_cli.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.progress import Silent
 
 MakeStore = Callable[..., Path]
