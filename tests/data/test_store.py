@@ -336,6 +336,7 @@ def test_the_returns_of_chunks_are_those_of_episodes_and_not_of_stretches_betwee
         {"num_actions": 0},
         {"num_actions": 256},
         {"format_version": "2"},
+        {"format_version": 0},
         {"source": "x" * 10**6},
         {"game": None},
     ],
