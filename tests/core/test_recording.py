@@ -424,3 +424,80 @@ def test_kill_9_loses_no_more_than_the_last_minute_and_leaves_no_half_log(tmp_pa
     assert begun.num_steps > 0
     assert not (tmp_path / "maze-train.npz").exists()
     verify(begun, partial)
+
+
+_TOY = '''
+"""A counter without levels: action 1 counts up, and at 7 the episode ends with reward 2.5."""
+
+import numpy as np
+
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
+
+
+class Counter(VecEnv):
+    def __init__(self, num_envs, seed):
+        self.num_envs, self._seed = num_envs, seed
+        self._count, self._reward = np.zeros(num_envs, int), np.zeros(num_envs, np.float32)
+        self._first = np.ones(num_envs, bool)
+
+    def observe(self):
+        frames = np.zeros((self.num_envs, 6, 10, 3), np.uint8)
+        frames += (self._count + self._seed)[:, None, None, None].astype(np.uint8)
+        return self._reward, frames, self._first
+
+    def act(self, actions):
+        assert 0 <= actions.min() <= actions.max() < 3
+        self._count = self._count + (actions == 1)
+        self._first = self._count == 7
+        self._reward = np.where(self._first, 2.5, 0).astype(np.float32)
+        self._count[self._first] = 0
+
+    def close(self):
+        pass
+
+
+ENVIRONMENTS.register(EnvSpec("counter", num_actions=3, make=Counter))
+'''
+
+_RECORD_TOY = """
+import sys
+from pathlib import Path
+import numpy as np
+from lapo_cli.core.plugins import load_plugin
+load_plugin(Path(sys.argv[1]))
+from lapo_cli.core.data.download import download
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.recording.players import Player
+from lapo_cli.core.recording.record import Member, record
+
+class Up(Player):
+    def describe(self):
+        return {"policy": "up"}
+    def start(self, num_envs, seed):
+        pass
+    def act(self, frames, states):
+        return np.ones(len(frames), int)
+
+here = Path(sys.argv[2])
+path = here / "counter-train.npz"
+made = record("counter", [Member(Up(), 0.3)], path, frames=600, num_envs=3, seed=5, progress=Silent())
+assert made.levels == frozenset()
+assert made.log.actions.max() == 2 and made.log.distribution_mode is None
+assert made.log.info["mean_return"] == 2.5 and "normalized" not in made.log.info
+download("counter", here / "data", location=here)
+"""
+
+
+def test_any_registered_environment_can_be_recorded_and_replayed(tmp_path: Path) -> None:
+    plugin = tmp_path / "counter.py"
+    plugin.write_text(_TOY)
+    done = subprocess.run([sys.executable, "-c", _RECORD_TOY, plugin, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    store = open_store(tmp_path / "data", "counter", "train")
+    assert (store.manifest.frame_shape, store.manifest.num_actions) == ((6, 10, 3), 3)
+    assert store.frames.shape == (600, 6, 10, 3)
+    assert set(store.episode_returns().tolist()) == {2.5}
+    assert store.actions is not None
+    assert set(store.actions.tolist()) == {0, 1, 2}
+    with pytest.raises(UsageError, match=r"counter-train\.npz is a replay log of 'counter'.*--plugin"):
+        read_log(tmp_path / "counter-train.npz")

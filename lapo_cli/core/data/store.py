@@ -67,7 +67,7 @@ class Manifest:
         fingerprint: SHA-256 of the small arrays and of frames spread over the store.
     """
 
-    format_version: int
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)]
     lapo_version: _Text
     game: _Text
     split: _Text
@@ -161,14 +161,15 @@ class FrameStore:
             name: _read_column(path / f"{name}.npy", dtype, manifest.num_frames)
             for name, dtype in column_types(manifest.num_actions).items()
         }
+        frames = map_frames(frames_file, manifest.num_frames, manifest.frame_shape)
+        arrays = dict(columns)
         if manifest.format_version > 1:
             returns = _read_column(path / f"{RETURNS}.npy", np.dtype(np.float64), manifest.num_episodes)
-        frames = map_frames(frames_file, manifest.num_frames, manifest.frame_shape)
-        hashed = columns if manifest.format_version == 1 else {**columns, RETURNS: returns}
-        if fingerprint(frames, hashed, manifest.num_actions, manifest.format_version) != manifest.fingerprint:
-            raise _corrupt(path, "has been altered since it was made: its fingerprint differs")
-        if manifest.format_version == 1:
+            arrays[RETURNS] = returns
+        else:
             returns = _derived_returns(manifest, columns["rewards"], columns["episode_starts"])
+        if fingerprint(frames, arrays, manifest.num_actions, manifest.format_version) != manifest.fingerprint:
+            raise _corrupt(path, "has been altered since it was made: its fingerprint differs")
         return cls(path, manifest, frames, columns.pop("actions", None), **columns, _returns=returns)
 
     def video(self) -> Video:

@@ -223,11 +223,10 @@ class ChunkImporter(Importer):
             with self._open(chunk) as npz:
                 if "ta.npy" not in npz.namelist():
                     return None
-                largest = max(largest, *map(int, np.unique(_column(chunk, npz, "ta", "iu"))[-1:]))
-        if largest >= UNLABELLED:
-            raise CorruptDataError(
-                f"{self.location} holds action {largest}: the largest that fits is {UNLABELLED - 1}."
-            )
+                actions = _column(chunk, npz, "ta", "iu")
+                largest = max(largest, int(actions.max()) if len(actions) else -1)
+                if largest >= UNLABELLED:
+                    raise _wrong(chunk, "ta", f"action {largest}", f"actions below {UNLABELLED}")
         return largest + 1
 
     @contextmanager
