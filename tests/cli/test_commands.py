@@ -19,7 +19,7 @@ from lapo_cli.core.training.stage import StageResult
 
 Lapo = Callable[..., Result]
 
-_LONG = "LAPO decoded offline, 4096 labelled frames, of which one would like to read every word"
+_LONG = "LAPO decoded offline and fine-tuned online, of which every word is of interest"
 
 
 class _Core:
@@ -52,23 +52,31 @@ def _result(skipped: bool = False) -> StageResult:
 
 
 def _summary(failures: list[Failure], games: tuple[str, ...] = ("maze",)) -> Summary:
-    rows = [Row(game, method, 1.234, 1.0, 1.5, 256, 1, 0.25) for game in games for method in ("random policy", _LONG)]
-    rows.append(Row(games[0], "demonstrations (expert)", None, None, None, 0, 1, 0.5, "recorded, not played"))
+    methods = {"random policy": (None, None), _LONG: (4096, 50_000)}
+    rows = [
+        Row(game, method, labels, steps, 1.234, 1.0, 1.5, 256, 1, 0.25)
+        for game in games
+        for method, (labels, steps) in methods.items()
+    ]
+    rows.append(Row(games[0], "demonstrations", None, None, None, None, None, 0, 1, None, "as recorded"))
     return Summary(rows, {}, [], failures, Path("runs/quick"), [Path("runs/quick/summary.md")])
 
 
 @pytest.fixture
 def run(home: Path) -> RunDir:
-    """An empty run directory of the quick preset."""
-    return RunDir.create(home / "run", load_config("quick"), "quick")
+    """A run directory of the quick preset, with a game in which nothing is done."""
+    run = RunDir.create(home / "run", load_config("quick"), "quick")
+    run.seed_dir("maze", 0).path.mkdir(parents=True)
+    return run
 
 
 def test_train_idm(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = _stand_in(monkeypatch, "train_idm", [_result()])
+    core = _stand_in(monkeypatch, "run_stage", [_result()])
     said = lapo("train-idm", "maze", "--preset", "quick", "--seed", "3", "--set", "stage1.steps=20", "--fresh")
     assert said.exit_code == 0, said.stderr
-    ((made, game, seed, options, _),) = core.calls
-    assert (made.path, made.preset, game, seed) == (Path("runs/maze-quick"), "quick", "maze", 3)
+    ((made, stage, (seed_dir,), options, _),) = core.calls
+    assert (made.path, made.preset, stage) == (Path("runs/maze-quick"), "quick", "idm")
+    assert (seed_dir.game, seed_dir.seed) == ("maze", 3)
     assert made.config == load_config("quick", overrides=["stage1.steps=20"])
     assert options == pipeline.Options(data_dir=home / "data", fresh=True)
     assert RunDir.open(made.path).config == made.config
@@ -78,7 +86,7 @@ def test_train_idm(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_stage_results_as_json(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
-    _stand_in(monkeypatch, "train_idm", [_result(skipped=True)])
+    _stand_in(monkeypatch, "run_stage", [_result(skipped=True)])
     said = lapo("train-idm", "maze", "--json", "--quiet")
     (stage,) = json.loads(said.stdout)["stages"]
     assert stage["skipped"] is True
@@ -93,30 +101,43 @@ def test_stage_results_as_json(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_stage_that_was_done_says_so(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
-    _stand_in(monkeypatch, "train_idm", [_result(skipped=True)])
+    _stand_in(monkeypatch, "run_stage", [_result(skipped=True)])
     assert "was done already" in lapo("train-idm", "maze").stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "key", "value"),
+    ("words", "stage", "key", "value"),
     [
-        (["train-policy", "run"], "train_policy", "stage2.steps", 7),
-        (["decode-offline", "run", "--labels", "16,32"], "decode_offline", "offline.labels", (16, 32)),
-        (["decode-offline", "run", "--labels", "16"], "decode_offline", "offline.labels", (16,)),
-        (["finetune-online", "run", "--steps", "9"], "finetune_online", "online.steps", 9),
-        (["evaluate", "run", "--episodes", "11"], "evaluate", "evaluation.episodes", 11),
+        (["train-policy", "run"], "policy", "stage2.steps", 7),
+        (["run-stage", "policy", "run"], "policy", "stage2.steps", 7),
+        (["decode-offline", "run", "--labels", "16,32"], "offline", "offline.labels", (16, 32)),
+        (["decode-offline", "run", "--labels", "16"], "offline", "offline.labels", (16,)),
+        (["finetune-online", "run", "--steps", "9"], "online", "online.steps", 9),
+        (["evaluate", "run", "--episodes", "11"], None, "evaluation.episodes", 11),
     ],
 )
 def test_commands_on_a_run_use_its_configuration(
-    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, key: str, value: object
+    lapo: Lapo,
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    stage: str | None,
+    key: str,
+    value: object,
 ) -> None:
-    core = _stand_in(monkeypatch, name, _summary([]) if name == "evaluate" else [_result()])
+    evaluated = _stand_in(monkeypatch, "evaluate", _summary([]))
+    core = _stand_in(monkeypatch, "run_stage", [_result()]) if stage else evaluated
     before = (run.path / "run.yaml").read_bytes()
     Path("mine.yaml").write_text("stage2: {steps: 5, lr: 2e-3}\n")
     said = lapo(*words, "--config", "mine.yaml", "--set", "stage2.steps=7")
     assert said.exit_code == 0, said.stderr
-    opened, path = core.calls[0][:2]
-    assert (opened.path, opened.preset, path) == (run.path, "quick", Path("run"))
+    opened = core.calls[0][0]
+    assert (opened.path, opened.preset) == (run.path, "quick")
+    if stage:
+        assert core.calls[0][1] == stage
+        assert [(seed_dir.game, seed_dir.seed) for seed_dir in core.calls[0][2]] == [("maze", 0)]
+    else:
+        assert core.calls[0][1] == Path("run")
     found = describe(opened.config)
     assert found[key]["value"] == value
     changed = {k for k, about in found.items() if about["value"] != describe(run.config)[k]["value"]}
@@ -127,7 +148,7 @@ def test_commands_on_a_run_use_its_configuration(
 def test_another_configuration_needs_reconfigure_and_not_fresh(
     lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = _stand_in(monkeypatch, "train_idm", [_result()])
+    core = _stand_in(monkeypatch, "run_stage", [_result()])
     words = ("train-idm", "maze", "--run-dir", "run")
     assert lapo(*words).exit_code == 0
     before = (home / "run" / "run.yaml").read_bytes()
@@ -143,10 +164,11 @@ def test_another_configuration_needs_reconfigure_and_not_fresh(
 
 
 def test_finetune_online_passes_where_to_start(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = _stand_in(monkeypatch, "finetune_online", [_result()])
-    lapo("finetune-online", "run", "--init", "latent-rl-only", "--wandb", "--device", "cpu")
-    _, _, init, options, _ = core.calls[0]
-    assert init == "latent-rl-only"
+    core = _stand_in(monkeypatch, "run_stage", [_result()])
+    for init in ("latent", "latent-rl-only", "scratch"):
+        lapo("finetune-online", "run", "--init", init, "--wandb", "--device", "cpu")
+    assert [call[1] for call in core.calls] == ["online", "rl-only", "scratch"]
+    options = core.calls[0][3]
     assert (options.wandb, options.device) == (True, "cpu")
 
 
@@ -160,7 +182,7 @@ def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: p
     ]
     (long,) = [line for line in lines if _LONG in line]
     assert [cell.strip() for cell in long.strip("| ").split("|")][1:] == ["1.23", "1.00 to 1.50", "256", "0.25"]
-    assert "| demonstrations (expert) (recorded, not played) " in said.stdout
+    assert "| demonstrations (as recorded) " in said.stdout
     assert "Written: runs/quick/summary.md" in said.stdout
     assert all(len(line) == len(lines[0]) for line in lines[:5])
 
@@ -179,7 +201,8 @@ def test_run_all(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert said.exit_code == 0, said.stderr
     ((made, games, seeds, options, _),) = core.calls
-    assert (made.path, games, seeds, options.jobs) == (Path("runs/quick"), ["maze", "heist"], [0, 2], 2)
+    assert (made.path, games, seeds) == (Path("runs/quick"), ["maze", "heist"], [0, 2])
+    assert (options.jobs, options.launcher) == (2, "local")
     assert json.loads(said.stdout)["rows"][0]["method"] == "random policy"
 
 
@@ -200,7 +223,7 @@ def test_a_dry_run_lists_all_and_makes_nothing(lapo: Lapo, home: Path) -> None:
     assert said.exit_code == 0, said.stderr
     assert "| heist | 1    | scratch | run   |" in said.stdout
     planned = json.loads(lapo(*words, "--json").stdout)["plan"]
-    assert len(planned) == 4 * len(pipeline.STAGES)
+    assert len(planned) == 4 * len(pipeline.chain())
     assert planned[0] == {"game": "maze", "seed": 0, "stage": "idm", "state": "run"}
     assert list(home.iterdir()) == []
 
@@ -217,7 +240,7 @@ def test_info_lists_the_configuration(lapo: Lapo) -> None:
     assert keys["stage1.lr"]["value"] == load_config("quick").stage1.lr
     said = lapo("info", "--config")
     assert "| stage1.lr " in said.stdout
-    assert "Learning rate at its height; Adam." in said.stdout
+    assert "Peak learning rate." in said.stdout
 
 
 def test_download_lists_games(lapo: Lapo, home: Path) -> None:
@@ -232,11 +255,12 @@ def test_download_lists_games(lapo: Lapo, home: Path) -> None:
 
 
 def test_train_expert_makes_a_run_of_its_own(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    core = _stand_in(monkeypatch, "train_expert", [_result()])
+    core = _stand_in(monkeypatch, "run_stage", [_result()])
     said = lapo("train-expert", "maze", "--preset", "quick", "--steps", "5000", "--seed", "3", "--device", "cpu")
     assert said.exit_code == 0, said.stderr
-    run, game, seed, options, _ = core.calls[0]
-    assert (run.path, game, seed, options.device) == (Path("runs/maze-expert-quick"), "maze", 3, "cpu")
+    run, stage, (seed_dir,), options, _ = core.calls[0]
+    assert (run.path, stage, options.device) == (Path("runs/maze-expert-quick"), "expert", "cpu")
+    assert (seed_dir.game, seed_dir.seed) == ("maze", 3)
     assert run.config.expert.steps == 5000
     assert RunDir.open(home / "runs/maze-expert-quick").config == run.config
 

@@ -21,10 +21,10 @@ Lapo = Callable[..., Result]
 
 
 def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def train_idm(*args: object) -> NoReturn:
+    def run_stage(*args: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(pipeline, "train_idm", train_idm)
+    monkeypatch.setattr(pipeline, "run_stage", run_stage)
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,7 @@ def test_options_that_typer_refuses(lapo: Lapo, words: list[str]) -> None:
 
 
 _JUNK = st.one_of(
-    st.sampled_from(
-        ["--seed=x", "--jobs", "--set", "--device", "--debug", "--games=maze", "--frames=-1", "maze", "--"]
-    ),
+    st.sampled_from(["--seed=x", "--jobs", "--set", "--device", "--debug", "--games=maze", "--frames=-1", "maze"]),
     st.text(min_size=1, max_size=8).filter(lambda text: "\0" not in text and text not in ("-h", "--help")),
 )
 
@@ -139,8 +137,8 @@ def test_devices_that_do_not_exist(lapo: Lapo, device: str) -> None:
         ("this is no Python", "SyntaxError"),
         ("raise ValueError('x' * 1_000_000)", "failed (ValueError: xxx"),
         (
-            "from lapo_cli.core.errors import LapoError\nraise LapoError('It does not fit here.')",
-            "It does not fit here.",
+            "from lapo_cli.core.errors import LapoError\nraise LapoError('It does not fit.')",
+            "It does not fit.",
         ),
     ],
 )
@@ -253,11 +251,11 @@ def test_the_disk(lapo: Lapo, monkeypatch: pytest.MonkeyPatch, error: OSError, s
 
 
 def test_what_libraries_print_does_not_reach_stdout(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def train_idm(*args: object) -> list[object]:
+    def run_stage(*args: object) -> list[object]:
         print("chatter")  # noqa: T201
         return []
 
-    monkeypatch.setattr(pipeline, "train_idm", train_idm)
+    monkeypatch.setattr(pipeline, "run_stage", run_stage)
     said = lapo("train-idm", "maze", "--json")
     assert json.loads(said.stdout)["stages"] == []
     assert "chatter" in said.stderr
