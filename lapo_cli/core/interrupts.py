@@ -78,12 +78,19 @@ def interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM after the block; processes started in it wait for :func:`deliver`."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Deliver Ctrl-C and SIGTERM after the block; a process that is started in it gets them after :func:`deliver`."""
+    came: list[int] = []
     try:
-        yield
+        with _handled_by(lambda number, frame: came.append(number)):
+            # What is blocked stays so in a new process; here it would still reach the other threads.
+            previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                yield
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def deliver() -> None:
@@ -98,5 +105,9 @@ def exit_at_once() -> None:
     """
     for number in _SIGNALS:
         signal.signal(number, lambda number, frame: os._exit(INTERRUPTED))
-    # At the very end Python removes all handlers.
-    atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)
+    atexit.register(_ignore)  # At the very end Python removes its handlers.
+
+
+def _ignore() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

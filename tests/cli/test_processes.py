@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,22 +96,101 @@ def _read(descriptor: int) -> bytes:
         return b""
 
 
-def test_ctrl_c_ends_with_130(environment: dict[str, str]) -> None:
-    pytest.importorskip("procgen")
-    command = [*_LAPO, "download", "all", "--source", "demos"]
-    process = subprocess.Popen(
-        command,
+def _start(words: list[str], environment: dict[str, str], **streams: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*_LAPO, *words],
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
         # A shell starts background jobs with Ctrl-C ignored, and the tests may be part of one.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
     )
-    assert process.stderr is not None
-    assert "nothing to fetch" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["", "json"])
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT] * 3, [signal.SIGTERM, signal.SIGINT, signal.SIGTERM]],
+    ids=lambda numbers: "-".join(number.name for number in numbers),
+)
+def test_a_signal_outside_of_training_ends_with_130_and_leaves_nothing_half_made(
+    environment: dict[str, str], home: Path, numbers: list[signal.Signals], as_json: bool
+) -> None:
+    pytest.importorskip("procgen")
+    process = _start(["download", "all", "--source", "demos", *(["--json"] if as_json else [])], environment)
+    while not list(home.glob("data/*/.train.partial-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.01)
+    out, err = process.communicate()
     assert process.returncode == 130
-    assert out == ""
     assert err.splitlines()[-1] == "Error: Interrupted: what was finished is kept; the same command resumes."
+    assert "Traceback" not in err
+    assert (json.loads(out)["error"]["exit_code"] if as_json else out) == (130 if as_json else "")
+    assert list(home.glob("data/*/.*.partial-*")) == []
+
+
+@pytest.mark.parametrize(
+    "words", [["info", "--json"], ["download", "--list"], ["--help"], ["--version"], ["x", "--json"]]
+)
+def test_a_full_disk_behind_stdout_is_one_sentence(environment: dict[str, str], words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        _, err = (process := _start(words, environment, stdout=full)).communicate()
+    assert process.returncode == (2 if "x" in words else 1)
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["info", "--json"], ["download", "--list"]])
+def test_a_closed_stdout_is_one_sentence(environment: dict[str, str], words: list[str]) -> None:
+    command = ["bash", "-c", 'exec "$@" >&-', "bash", *_LAPO, *words]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: The result cannot be written to standard output")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["info", "--json"], ["download", "--list"], ["info", "--help"]])
+def test_a_reader_that_leaves_is_no_error_to_report(environment: dict[str, str], words: list[str]) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    _, err = (process := _start(words, environment, stdout=theirs)).communicate()
+    os.close(theirs)
+    assert (process.returncode, err) == (1, "")
+
+
+def test_progress_that_cannot_be_written_stops_no_work(environment: dict[str, str]) -> None:
+    pytest.importorskip("procgen")
+    words = ["download", "maze", "--source", "demos", "--max-frames", "2048"]
+    with Path("/dev/full").open("w") as full:
+        out, _ = (process := _start(words, environment, stderr=full)).communicate()
+    assert process.returncode == 0
+    assert "| maze | train | 2,048 " in out
+
+
+@pytest.mark.parametrize("words", [["info", "--json"], ["train-idm", "maze", "--json"], ["record", "maze", "--json"]])
+def test_a_deleted_working_directory_is_one_sentence(environment: dict[str, str], home: Path, words: list[str]) -> None:
+    (home / "gone").mkdir()
+    command = ["bash", "-c", 'cd gone && rmdir ../gone && exec "$@"', "bash", *_LAPO, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == json.loads(done.stdout)["error"]["exit_code"] == 2
+    assert done.stderr == "Error: The working directory no longer exists: change to another one first.\n"
+
+
+@pytest.mark.parametrize("by_variable", [False, True], ids=["option", "variable"])
+def test_plugins_are_loaded_before_the_command_looks_for_what_they_add(
+    environment: dict[str, str], home: Path, by_variable: bool
+) -> None:
+    for name in ("pong", "tetris"):
+        (home / f"{name}.py").write_text(
+            f"from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec\nENVIRONMENTS.register(EnvSpec('{name}', 3))\n"
+        )
+    if by_variable:
+        environment["LAPO_PLUGIN"] = os.pathsep.join(["pong.py", "tetris.py"])
+    plugins = [] if by_variable else ["--plugin", "pong.py", "--plugin", "tetris.py"]
+    words = ["run-all", "--games", "pong,tetris", "--dry-run", "--json", *plugins]
+    out, err = (process := _start(words, environment)).communicate()
+    assert process.returncode == 0, err
+    assert {stage["game"] for stage in json.loads(out)["plan"]} == {"pong", "tetris"}

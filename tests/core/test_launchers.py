@@ -197,7 +197,7 @@ def test_what_stops_the_parent_stops_its_workers_and_each_leaves_a_checkpoint(
         [
             sys.executable,
             "-c",
-            "import sys; from tests.core.test_launchers import hold; hold(sys.argv[1])",
+            "import sys, tests.core.test_launchers as t; t.hold(sys.argv[1])",
             str(tmp_path),
         ],
         env={**os.environ, "PYTHONPATH": _ROOT},
