@@ -27,6 +27,7 @@ from pydantic import (
 
 from lapo_cli.core import files
 from lapo_cli.core.errors import ConfigError, UnknownNameError, shortened
+from lapo_cli.core.plugins import load_installed_stages
 from lapo_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -324,6 +325,7 @@ class Config(Section):
     def _known_plugins(cls, value: Any) -> dict[str, Section]:
         if not isinstance(value, dict):
             raise ValueError("a mapping from the names of stages to their sections is expected")
+        load_installed_stages()
         unknown = sorted(set(map(str, value)) - set(PLUGIN_SECTIONS))
         if unknown:
             raise ValueError(f"no loaded plugin adds a stage '{unknown[0]}' with settings: load it with --plugin FILE")

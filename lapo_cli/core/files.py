@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, UsageError, shortened
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from pydantic import TypeAdapter
 
 _T = TypeVar("_T")
@@ -246,42 +245,6 @@ def read_yaml(path: Path) -> Any:
         OSError: it cannot be read.
     """
     return parse_yaml(_read_bytes(path, _MOST_YAML_BYTES).decode())
-
-
-def load_npy(
-    path: Path, advice: str = "delete it and run the same command again", *, mapped: bool = False
-) -> "NDArray[Any]":
-    """The array of numbers or truth values in a ``.npy`` file, in C order.
-
-    The header is compared with the size of the file before any memory is asked for.
-
-    Args:
-        advice: the end of the message.
-        mapped: map the file read-only instead of reading it.
-
-    Raises:
-        CorruptDataError: the file is not one, or it is longer or shorter than its header says.
-        FileNotFoundError: there is no such file.
-    """
-    import numpy as np
-
-    try:
-        with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("unknown version")
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
-            if fortran_order or dtype.kind not in "biuf" or any(length < 0 for length in shape):
-                raise ValueError("unknown layout")
-            if start + math.prod(shape) * dtype.itemsize != size:
-                raise ValueError("another size")
-            if mapped:
-                return np.memmap(file, dtype, "r", start, shape)
-            return np.fromfile(file, dtype).reshape(shape)
-    except OSError:
-        raise
-    except Exception as error:  # The parser of headers raises whatever Python's does.
-        raise CorruptDataError(f"{path} is damaged: {advice}.") from error
 
 
 def _read_bytes(path: Path, most: int) -> bytes:

@@ -384,7 +384,7 @@ class RunDir:
             return cls(folder, parse_config(content["config"]), str(content["preset"]))
         except ConfigError as error:
             raise RunDirError(
-                f"{file} has a configuration that does not fit here: {str(error).rstrip('.')}. Give the plugins that "
+                f"{file} has a configuration that does not fit here: {str(error).rstrip('.?')}. Give the plugins that "
                 "it was made with by --plugin, or use another --run-dir."
             ) from error
         except (ValueError, KeyError) as error:

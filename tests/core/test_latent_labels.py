@@ -31,7 +31,7 @@ class _Means:
 def test_labels_are_kept_and_refused_when_damaged(context: Callable[..., Context], tmp_path: Path, damage: str) -> None:
     video = open_store(context().data_dir, "maze", "train").video()
     ctx = replace(context(), data_dir=tmp_path / "data")
-    means = _Means(ctx.config.model.la_dim)
+    means = _Means(ctx.config.model.quantizer.la_dim)
 
     def labels() -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
         return latent_labels(ctx, cast(InverseDynamicsModel, means), "means", video, video.windows()[:100])

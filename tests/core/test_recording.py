@@ -133,8 +133,8 @@ def test_a_planner_goes_on_in_the_middle_of_a_level(tmp_path: Path, game: str) -
 
     settings: dict[str, Any] = {"frames": 60, "num_envs": 3, "seed": 2, "progress": Silent()}
     with pytest.raises(KeyboardInterrupt):
-        record(game, [Member(_Cut(game), 0.0)], path, **settings)
-    log = record(game, [Member(PlannerPlayer(game), 0.0)], path, **settings).log
+        record(game, [Member(_Cut(ENVIRONMENTS.get(game)), 0.0)], path, **settings)
+    log = record(game, [Member(PlannerPlayer(ENVIRONMENTS.get(game)), 0.0)], path, **settings).log
     assert log.num_steps == 20
     assert log.info["resumed_at"] == [9]
 

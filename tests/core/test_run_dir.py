@@ -263,7 +263,7 @@ def test_another_format_is_refused_and_named(tmp_path: Path, tiny: Tiny) -> None
 def test_a_damaged_run_file_is_reported(tmp_path: Path, tiny: Tiny, text: str) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "quick")
     (run.path / "run.yaml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(RunDirError, match=r"run\.yaml is damaged"):
+    with pytest.raises(RunDirError, match=r"run\.yaml (is damaged|has a configuration that does not fit)"):
         RunDir.open(run.path)
 
 

@@ -16,8 +16,8 @@ import yaml
 from file_mutations import Mutation, damage, damage_json, damage_lines, damage_yaml
 
 from lapo_cli.core.config import Config, load_config
+from lapo_cli.core.data.arrays import load_array
 from lapo_cli.core.errors import LapoError
-from lapo_cli.core.files import load_npy
 from lapo_cli.core.run_dir import RunDir, StageDir, load_weights, read_about
 from lapo_cli.core.training.metrics import read_metrics
 
@@ -62,7 +62,7 @@ def _config(file: Path) -> Config:
 
 
 def _array(file: Path) -> Any:
-    array = load_npy(file)
+    array = load_array(file)
     assert array.dtype.kind in "biuf"
     return array.dtype.str, array.tolist()
 

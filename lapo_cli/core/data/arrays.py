@@ -84,15 +84,19 @@ class Header:
             raise CorruptDataError(f"{self._name} is truncated or altered: get it again.") from error
 
 
-def load_array(file: Path) -> NDArray[Any]:
+def load_array(file: Path, *, mapped: bool = False) -> NDArray[Any]:
     """The array in an npy file.
+
+    Args:
+        mapped: map the file read-only instead of reading it.
 
     Raises:
         CorruptDataError: it is missing or damaged.
     """
     try:
         with file.open("rb") as stream:
-            return Header(str(file), stream, file.stat().st_size).read()
+            header = Header(str(file), stream, file.stat().st_size)
+            return np.memmap(stream, header.dtype, "r", stream.tell(), header.shape) if mapped else header.read()
     except OSError as error:
         raise CorruptDataError(f"{file} is missing or cannot be read.") from error
 

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from lapo_cli import __version__
@@ -30,7 +29,7 @@ from lapo_cli.core.data.store import (
     map_frames,
 )
 from lapo_cli.core.errors import DownloadError
-from lapo_cli.core.files import atomic_write_json, disk_full_as_error, fsync_path
+from lapo_cli.core.files import atomic_write_json, disk_full_as_error, exclusive, fsync_path
 
 
 @contextmanager
@@ -40,15 +39,9 @@ def only_one(lock_file: Path, doing: str) -> Iterator[None]:
     Raises:
         DownloadError: another process holds it.
     """
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DownloadError(f"Another lapo process is {doing}: wait until it has finished, then try again.") from error
-    try:
+    error = DownloadError(f"Another lapo process is {doing}: wait until it has finished, then try again.")
+    with exclusive(lock_file, error):
         yield
-    finally:
-        lock.release()
 
 
 class StoreWriter:

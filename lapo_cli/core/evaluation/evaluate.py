@@ -1,19 +1,21 @@
 """Evaluates the policies that finished stages offer, and keeps each one's episodes until the policy changes."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, TypeAdapter
+from typing_extensions import TypedDict
 
 import lapo_cli
 from lapo_cli.core.config import EvaluationConfig
-from lapo_cli.core.errors import CorruptDataError, LapoError
+from lapo_cli.core.errors import LapoError
 from lapo_cli.core.evaluation.rollout import rollout, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
-from lapo_cli.core.files import atomic_write_json
+from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import StageDir, fingerprint
 from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
@@ -22,6 +24,16 @@ from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_env
 FOLDER = "evaluation"
 RANDOM_POLICY = "random policy"
 DEMONSTRATIONS = "demonstrations (expert)"
+
+
+class _Kept(TypedDict):
+    """What a file of an evaluation must have to be used again."""
+
+    key: str
+    returns: Annotated[list[FiniteFloat], Field(min_length=1)]
+
+
+_KEPT = TypeAdapter(_Kept)
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,9 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
     key = fingerprint([candidate.fingerprint, settings.model_dump(), seed])
     file = ctx.seed_dir.path / FOLDER / f"{policy.name}.json"
     if file.exists() and not ctx.fresh:
-        try:
-            content = json.loads(file.read_text())
-            if content["key"] == key:
-                return np.array(content["returns"], np.float64)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(f"{file} is damaged: delete it and run 'lapo evaluate' again.") from error
+        kept = read_json(file, _KEPT, "delete it and run 'lapo evaluate' again")
+        if kept["key"] == key:
+            return np.array(kept["returns"], np.float64)
     episodes = rollout(
         policy.load(),
         ctx.env,

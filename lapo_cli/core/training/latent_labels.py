@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lapo_cli.core.data.arrays import load_array
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.files import atomic_path, load_npy, require_free_space
+from lapo_cli.core.files import atomic_path, require_free_space
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.run_dir import fingerprint
@@ -72,9 +73,12 @@ def latent_labels(
     file = folder / f"{key}.npy"
     if not file.exists():
         _write(ctx, idm, video, windows, file)
-    labels: NDArray[np.float16] = load_npy(file, mapped=True)
-    if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):
-        raise CorruptDataError(f"{file} is damaged: delete it and run the same command again.")
+    try:
+        labels: NDArray[np.float16] = load_array(file, mapped=True)
+        if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):
+            raise CorruptDataError(f"{file} holds other latent actions.")
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{file} is damaged: delete it and run the same command again.") from error
     _drop_old(folder)
     return labels
 
