@@ -12,6 +12,7 @@ import torch
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.models.idm import InverseDynamicsModel
+from lapo_cli.core.models.quantizers.base import Quantizer
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import latent_labels
 
@@ -19,19 +20,21 @@ from lapo_cli.core.training.latent_labels import latent_labels
 class _Means:
     """Stands in for the inverse dynamics model: every latent is the mean of its window."""
 
-    def __init__(self, la_dim: int) -> None:
-        self.calls, self._la_dim = 0, la_dim
+    size = 16
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.calls, self.quantizer = 0, quantizer
 
     def latent_action(self, frames: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return frames.flatten(1).mean(1, keepdim=True).expand(-1, self._la_dim)
+        return frames.flatten(1).mean(1, keepdim=True).expand(-1, self.quantizer.la_dim)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "longer", "header", "shape", "type"])
 def test_labels_are_kept_and_refused_when_damaged(context: Callable[..., Context], tmp_path: Path, damage: str) -> None:
     video = open_store(context().data_dir, "maze", "train").video()
     ctx = replace(context(), data_dir=tmp_path / "data")
-    means = _Means(ctx.config.model.quantizer.la_dim)
+    means = _Means(ctx.config.model.quantizer.build())
 
     def labels() -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
         return latent_labels(ctx, cast(InverseDynamicsModel, means), "means", video, video.windows()[:100])
