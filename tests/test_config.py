@@ -1,4 +1,4 @@
-"""The configuration: presets, overrides, precedence, and what a person is told about a wrong key or value."""
+"""The configuration: presets, overrides, precedence, and how a wrong key or value is explained."""
 
 from pathlib import Path
 

@@ -1,18 +1,20 @@
-"""The import rule: rooms depend on one another in one direction, and only the CLI knows the terminal."""
+"""The import rule: packages depend on one another in one direction, and only the CLI knows the terminal."""
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 import lapo_cli
+from lapo_cli.core.training.stage import STAGES
 
 _ROOT = Path(lapo_cli.__file__).parent
 _MODULES = sorted(_ROOT.rglob("*.py"))
 _MOST_LINES = 500
 
-_STAGES = ("idm", "policy", "offline", "online", "expert")
+_STAGES = sorted(file.stem for file in (_ROOT / "core" / "stages").glob("[!_]*.py"))
 
 # Lowest layer first. A module imports from its own layer and from lower ones; a stage imports no other stage.
 _LAYERS = (
@@ -48,10 +50,10 @@ def _name(file: Path) -> str:
 
 
 def _layer(name: str) -> int | None:
-    """Number of the layer that the longest matching room gives; None for ``lapo_cli``, ``__main__`` and ``core``."""
-    rooms = {room: number for number, layer in enumerate(_LAYERS) for room in layer}
-    found = [room for room in rooms if name == room or name.startswith(f"{room}.")]
-    return rooms[max(found, key=len)] if found else None
+    """Number of the layer of the longest matching package; None for ``lapo_cli``, ``__main__`` and ``core``."""
+    packages = {package: number for number, layer in enumerate(_LAYERS) for package in layer}
+    found = [package for package in packages if name == package or name.startswith(f"{package}.")]
+    return packages[max(found, key=len)] if found else None
 
 
 @cache
@@ -59,10 +61,19 @@ def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(), str(file))
 
 
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that run for type checking alone."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child)
+
+
 def _imports(file: Path) -> set[str]:
     """Dotted names of all that a module imports, at any depth of its code; ``from a import b`` is ``a.b``."""
     found = set()
-    for node in ast.walk(_tree(file)):
+    for node in _walk(_tree(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -83,7 +94,7 @@ def _outside_imports(file: Path) -> set[str]:
 each_module = pytest.mark.parametrize("file", _MODULES, ids=[_name(file) or "lapo_cli" for file in _MODULES])
 
 
-def test_every_module_lies_in_a_room() -> None:
+def test_every_module_lies_in_a_layer() -> None:
     assert {_name(file) for file in _MODULES if _layer(_name(file)) is None} <= {"", "__main__", "core"}
 
 
@@ -103,9 +114,14 @@ def test_stages_do_not_import_one_another(stage: str) -> None:
     assert [name for name in imported if name.startswith(others)] == []
 
 
+def test_every_stage_module_registers_a_stage() -> None:
+    registered = {getattr(stage.run, "func", stage.run).__module__ for stage in STAGES.values()}
+    assert registered == {f"lapo_cli.core.stages.{stage}" for stage in _STAGES}
+
+
 @each_module
 def test_only_envs_import_procgen(file: Path) -> None:
-    if not _name(file).startswith("core.envs"):
+    if not _name(file).startswith("core.envs.procgen"):
         assert _outside_imports(file).isdisjoint({"procgen", "gym", "gym3"})
 
 
@@ -119,7 +135,7 @@ def test_only_the_cli_speaks(file: Path) -> None:
 
 @each_module
 def test_the_cli_knows_no_tensor_when_it_is_imported(file: Path) -> None:
-    """Nor anything that is slow to load: heavy rooms are imported inside commands, or for type checking alone."""
+    """Nor anything that is slow to load: heavy packages are imported inside commands, or for type checking alone."""
     if not _name(file).startswith("cli"):
         return
     for node in _tree(file).body:

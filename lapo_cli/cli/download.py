@@ -1,21 +1,19 @@
 """``lapo download``: say what getting demonstrations will take, then get them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lapo_cli.cli.options import DataDir, Output
-from lapo_cli.cli.tables import demos_table, games_table, stores_table
+from lapo_cli.cli.tables import demos_table, games_table, sources_table, stores_table
 from lapo_cli.cli.terminal import Terminal, terminal
+from lapo_cli.core.envs.base import parse_games
 from lapo_cli.core.errors import DiskFullError, LapoError, UsageError
 from lapo_cli.core.files import human_bytes
-from lapo_cli.core.games import parse_games
 
 if TYPE_CHECKING:
     from lapo_cli.core.data.download import Plan
-
-Source = Literal["drive", "demos"]
 
 
 def _most_frames() -> int:
@@ -32,51 +30,77 @@ def download(
             min=3,
             default_factory=_most_frames,
             show_default="80 chunks: 2,621,440",
-            help="Most training frames to store, of 12.3 kB each.",
+            help="Most training frames to store.",
         ),
     ],
     output: Output,
     games: Annotated[
-        list[str] | None, typer.Argument(metavar="GAME…|all", help="The games to get.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="GAME…|all",
+            help="The games to get; with --from or --source, any name for your own data.",
+            show_default=False,
+        ),
     ] = None,
     source: Annotated[
-        Source, typer.Option(help="The official files on Google Drive, or the demonstrations bundled with lapo.")
-    ] = "drive",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where they come from; --list describes the sources.",
+            show_default="drive, or whichever reads --from",
+        ),
+    ] = None,
     from_: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="PATH|URL",
-            help="Take them from here instead: a zip file or folder of npz chunks, a replay log, or a zip's address.",
+            help="Take them from here: a zip file or folder of npz chunks, a replay log, or a zip's address.",
             show_default="none",
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Fetch and store anew what is already here.")] = False,
     show_list: Annotated[
-        bool, typer.Option("--list", help="Show the games, their sources, and what is here; get nothing.")
+        bool, typer.Option("--list", help="Show the sources, the games and what is here; get nothing.")
     ] = False,
 ) -> None:
     """Get demonstrations of games into the data folder.
 
-    An interrupted download goes on where it was cut; a store half made is never taken for a whole one.
+    An interrupted download resumes where it was cut; a partial store is never taken for a complete one.
     """
     with terminal(output) as here:
         if not (show_list or games):
             raise UsageError("No game was named: give one or more games, or 'all', or --list to see them.")
-        names = [game.name for game in parse_games(games or [])] if games else []
+        own_names = source is not None or from_ is not None or show_list
+        names = _names(games or [], own_names=own_names)
 
+        from lapo_cli.core.data import catalogue
         from lapo_cli.core.data import download as core
+        from lapo_cli.core.data.sources.base import SOURCES
 
         if show_list:
-            shown = [row for row in core.list_games(data_dir) if row.game in names or not names]
-            demos = [core.bundled_demos(row.game) for row in shown]
-            tables = [demos_table(demos, plain=here.plain), *games_table(shown, data_dir, plain=here.plain)]
-            here.result({"data_dir": data_dir, "bundled": demos, "games": shown}, *tables)
+            shown = [row for row in catalogue.list_games(data_dir) if row.game in names or not names]
+            demos = [found for row in shown if (found := catalogue.bundled_demos(row.game))]
+            sources = {source.name: source.description for source in SOURCES.values()}
+            here.result(
+                {"data_dir": data_dir, "sources": sources, "bundled": demos, "games": shown},
+                sources_table(sources, plain=here.plain),
+                demos_table(demos, plain=here.plain),
+                *games_table(shown, data_dir, plain=here.plain),
+            )
             return
         plans = [
-            core.plan(name, data_dir, source=source, from_=from_, max_frames=max_frames, fresh=fresh) for name in names
+            core.plan(name, data_dir, source=source, location=from_, max_frames=max_frames, fresh=fresh)
+            for name in names
         ]
         _carry_out(here, plans)
+
+
+def _names(games: list[str], *, own_names: bool) -> list[str]:
+    """The names meant by the command's words; those of one's own data need not be registered."""
+    names = [name.strip() for word in games for name in word.split(",") if name.strip()]
+    found = [[name] if own_names and name != "all" else parse_games([name]) for name in names]
+    return list(dict.fromkeys(name for several in found for name in several))
 
 
 def _carry_out(here: Terminal, plans: "list[Plan]") -> None:
@@ -106,8 +130,6 @@ def _carry_out(here: Terminal, plans: "list[Plan]") -> None:
 
 def _announcement(plan: "Plan") -> str:
     """One line on what is about to happen."""
-    from lapo_cli.core.data.origins import RemoteOrigin
-
     here = [f"{split} is already here ({store.num_frames:,} frames)" for split, store in plan.kept.items()]
     if not plan.offers:
         return f"{plan.game}: {', '.join(here)}; --fresh would get it anew."
@@ -117,9 +139,9 @@ def _announcement(plan: "Plan") -> str:
     )
     size = "as much as there is" if plan.store_bytes is None else f"about {human_bytes(plan.store_bytes)}"
     fetched = "nothing to fetch"
-    if isinstance(plan.origin, RemoteOrigin):
-        fetched = f"fetch a zip file from {plan.origin.url}, whose size the server will tell"
-    replaced = [f"the {split} store from {store.source} gives way" for split, store in plan.replaced.items()]
+    if plan.importer.url is not None:
+        fetched = f"fetch a zip file from {plan.importer.url}, whose size the server will tell"
+    replaced = [f"this replaces the {split} store from {store.source}" for split, store in plan.replaced.items()]
     free = f"{human_bytes(plan.free_bytes)} are free"
     parts = [fetched, f"store {splits}, {size}, in {Path(plan.data_dir, plan.game)}", *here, *replaced, free]
     return f"{plan.game}: {'; '.join(parts)}."

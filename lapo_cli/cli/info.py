@@ -41,7 +41,7 @@ def _facts(data_dir: Path) -> dict[str, Any]:
     import torch
 
     from lapo_cli.core import compute
-    from lapo_cli.core.data.download import list_games
+    from lapo_cli.core.data.catalogue import list_games
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {

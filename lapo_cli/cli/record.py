@@ -84,9 +84,10 @@ def record(
     with terminal(output) as here:
         ENVIRONMENTS.get(game)
 
-        from lapo_cli.core import pipeline
+        from lapo_cli.core.compute import resolve
+        from lapo_cli.core.recording.demonstrations import record_demonstrations
 
-        recorded = pipeline.record_demonstrations(
+        recorded = record_demonstrations(
             game,
             policy or ["planner"],
             epsilon or [0.0],
@@ -95,7 +96,8 @@ def record(
             num_envs=num_envs,
             seed=seed,
             greedy=greedy,
-            options=acting.options(),
+            compute=resolve(acting.device),
+            fresh=acting.fresh,
             progress=here.progress,
         )
         here.result(

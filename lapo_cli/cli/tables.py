@@ -13,10 +13,11 @@ from lapo_cli.cli.render import short, wording
 from lapo_cli.core.files import human_bytes
 
 if TYPE_CHECKING:
-    from lapo_cli.core.data.download import Demos, GameRow
+    from lapo_cli.core.data.catalogue import Demos, GameRow
     from lapo_cli.core.data.store import Manifest
     from lapo_cli.core.evaluation.summary import Summary
-    from lapo_cli.core.pipeline import PlannedStage, Recorded
+    from lapo_cli.core.pipeline import PlannedStage
+    from lapo_cli.core.recording.demonstrations import Recorded
     from lapo_cli.core.training.stage import StageResult
 
 _NONE = "-"
@@ -74,6 +75,14 @@ def plan_table(planned: "Sequence[PlannedStage]", *, plain: bool) -> Table:
     return table
 
 
+def sources_table(sources: Mapping[str, str], *, plain: bool) -> Table:
+    """What ``lapo download`` can read: name -> description."""
+    table = _table(["source", "what it reads"], plain=plain)
+    for name, description in sources.items():
+        table.add_row(name, Text(description))
+    return table
+
+
 def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
     """What comes with the package, who played it and how well."""
     headings = ["game", "bundled frames", "played by", "training steps", "seed"]
@@ -94,13 +103,12 @@ def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
 
 
 def games_table(rows: "Sequence[GameRow]", data_dir: Path, *, plain: bool) -> Iterator[RenderableType]:
-    """Where every game can be had, and what is here of it."""
-    table = _table(["game", "sources", "here", "size", "mean return of whole episodes"], plain=plain)
+    """What is here of every game."""
+    table = _table(["game", "here", "size", "mean return of whole episodes"], plain=plain)
     for row in rows:
         splits = list(row.stores.items())
         table.add_row(
             row.game,
-            "drive, demos",
             ", ".join(f"{split} {store.num_frames:,} frames" for split, store in splits) or _NONE,
             human_bytes(sum(store.num_bytes for _, store in splits)) if splits else _NONE,
             ", ".join(_mean_return(store) for _, store in splits) or _NONE,
@@ -127,7 +135,7 @@ def _mean_return(store: "Manifest") -> str:
 
 
 def recordings_table(recorded: "Sequence[Recorded]", *, plain: bool) -> Table:
-    """The logs that were written, and how well was played."""
+    """The logs that were written, and the returns in them."""
     table = _table(["game", "split", "frames", "episodes", "mean return", "95 % interval", "normalized"], plain=plain)
     for log in recorded:
         info = log.info
@@ -139,7 +147,7 @@ def recordings_table(recorded: "Sequence[Recorded]", *, plain: bool) -> Table:
             f"{info['measured_episodes']:,} measured of {info['episodes']:,}",
             f"{info['mean_return']:.2f}" if measured else _NONE,
             f"{info['low']:.2f} to {info['high']:.2f}" if measured else _NONE,
-            f"{info['normalized']:z.2f}" if measured else _NONE,
+            f"{info['normalized']:z.2f}" if "normalized" in info else _NONE,
         )
     return table
 

@@ -103,7 +103,7 @@ def _variant(registry: Registry[type[_V]], default: str) -> WrapValidator:
 class DataConfig(Section):
     """Which frames stages 1 and 2 see."""
 
-    source: Literal["drive", "demos"] = Field(
+    source: str = Field(
         default="drive",
         description="Where run-all gets games that are not here yet: the official Google Drive files, or bundled ones.",
     )

@@ -7,22 +7,17 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import resolve
 from lapo_cli.core.config import section_of
-from lapo_cli.core.data.download import download
-from lapo_cli.core.data.store import SPLITS, Split, store_path
-from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import LapoError, MissingInputError, UsageError, describe, one_line
+from lapo_cli.core.data.download import ensure_stores
+from lapo_cli.core.data.sources.base import SOURCES
+from lapo_cli.core.errors import LapoError, MissingInputError, describe, one_line
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.launchers.base import LAUNCHERS
 from lapo_cli.core.progress import Progress
-from lapo_cli.core.recording.players import load_player
-from lapo_cli.core.recording.record import Member, partial_path, record
 from lapo_cli.core.report import figures
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
@@ -95,93 +90,6 @@ def run_stage(
     return results
 
 
-TEST_SEEDS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A replay log that :func:`record_demonstrations` wrote.
-
-    Attributes:
-        game, split: what it holds.
-        path: the file.
-        frames: how many it makes.
-        info: what made it and how well it went.
-    """
-
-    game: str
-    split: Split
-    path: Path
-    frames: int
-    info: dict[str, Any]
-
-
-def record_demonstrations(
-    game: str,
-    policies: list[str],
-    epsilons: list[float],
-    to: Path,
-    *,
-    frames: dict[Split, int],
-    num_envs: int,
-    seed: int,
-    greedy: bool,
-    options: Options,
-    progress: Progress,
-) -> list[Recorded]:
-    """Write replay logs of one or more policies, and verify that they replay.
-
-    Args:
-        policies: words that :func:`load_player` knows.
-        epsilons: share of random actions, one for all policies or one for each.
-        to: folder of the logs.
-        frames: split -> how many frames at least.
-        num_envs: environments side by side, at least one a policy.
-        seed: below :data:`TEST_SEEDS`; test logs are played with seeds from there on, and on other levels.
-        greedy: networks take their likeliest action instead of sampling.
-
-    Raises:
-        UsageError: policies, epsilons and environments do not fit together, or the folder holds other recordings.
-        LapoError: a policy is missing or damaged, nothing can act here, or the disk is full.
-    """
-    if len(epsilons) not in (1, len(policies)):
-        raise UsageError(
-            f"{len(epsilons)} values of --epsilon do not fit {len(policies)} of --policy: give one for all or one each."
-        )
-    if len(policies) > num_envs:
-        raise UsageError(f"{len(policies)} policies need as many environments: give a larger --num-envs.")
-    compute = resolve(options.device)
-    shares = epsilons * len(policies) if len(epsilons) == 1 else epsilons
-    members = [
-        Member(load_player(word, ENVIRONMENTS.get(game), greedy=greedy, compute=compute), epsilon)
-        for word, epsilon in zip(policies, shares, strict=True)
-    ]
-    with files.disk_full_as_error(to):
-        to.mkdir(parents=True, exist_ok=True)
-    written = []
-    played: frozenset[int] = frozenset()
-    with only_one(to / f".{game}.lock", f"recording {game} in {to}"):
-        if options.fresh:
-            for path in (to / f"{game}-{split}.npz" for split in SPLITS):
-                path.unlink(missing_ok=True)
-                partial_path(path).unlink(missing_ok=True)
-        for split, count in frames.items():
-            path = to / f"{game}-{split}.npz"
-            recording = record(
-                game,
-                members,
-                path,
-                frames=count,
-                num_envs=num_envs,
-                seed=seed if split == "train" else seed + TEST_SEEDS,
-                avoid=played,
-                progress=progress,
-            )
-            played |= recording.levels
-            written.append(Recorded(game, split, path, recording.log.num_frames, dict(recording.log.info)))
-    return written
-
-
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
     """Evaluate every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
 
@@ -209,6 +117,8 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     """
     chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
     resolve(options.device, run.config.precision)
+    SOURCES.get(run.config.data.source)
+    LAUNCHERS.get(options.launcher)
     with run.lock():
         failures = _launch(chains, options, progress)
         failed = {(failure.game, failure.seed) for failure in failures}
@@ -239,13 +149,6 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     return planned
 
 
-def ensure_data(ctx: Context) -> None:
-    """Stub."""
-    game, data = ctx.seed_dir.game, ctx.config.data
-    if not all(store_path(ctx.data_dir, game, split).exists() for split in SPLITS):
-        download(game, ctx.data_dir, source=data.source, max_frames=data.max_frames, progress=ctx.progress)
-
-
 @dataclass(frozen=True)
 class Chain:
     """All of one game and seed, as a job for a launcher."""
@@ -264,7 +167,8 @@ class Chain:
         """Everything from data to evaluated policies."""
         seed_dir, options = self.run.seed_dir(self.game, self.seed), replace(self.options, device=device)
         ctx = _context(self.run, seed_dir, options, progress)
-        ensure_data(ctx)
+        data = self.run.config.data
+        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
         for stage in chain():
             reason = stage.applicable(ctx)
             if reason is not None:
@@ -293,7 +197,8 @@ def _launch(chains: list[Chain], options: Options, progress: Progress) -> list[F
         for chain in {chain.game: chain for chain in chains}.values():
             # Once for all its seeds, which would get in each other's way; if it fails, its chains report it.
             with suppress(LapoError):
-                ensure_data(_context(chain.run, chain.run.seed_dir(chain.game, chain.seed), options, progress))
+                data = chain.run.config.data
+                ensure_stores(chain.game, options.data_dir, data.source, data.max_frames, progress)
     failures: dict[int, Failure] = {}
     with progress.task("games and seeds", len(chains), "run") as task:
         outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress)

@@ -57,7 +57,11 @@ class Registry(Generic[T]):
         if name in self._items:
             return self._items[name]
         near = difflib.get_close_matches(name.lower(), self._items, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self._items)}."
+        hint = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"there are {', '.join(self._items)}; what a plugin adds needs --plugin FILE."
+        )
         raise UnknownNameError(f"There is no {self.what} '{name}': {hint}")
 
     def __contains__(self, name: object) -> bool:

@@ -11,7 +11,8 @@ and only when, what it depends on has changed; a stage folder without it is unfi
 expert also keeps weights of earlier steps, ``step-<n>.safetensors``. Nothing is deleted: a stage that is replaced is
 renamed to ``<stage>.old-<n>``.
 
-Every file carries a digest or is named with its digest in another one, so that what was altered is refused.
+Weights, ``state.pt``, ``done.json`` and ``config.yaml`` are checked against digests when they are read: what was
+altered is refused.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ class Done(TypedDict):
 
     Attributes:
         key: fingerprint of all that the stage depended on.
-        results: numbers worth telling, JSON-like.
+        results: numbers to report, JSON-like.
         outputs: name -> SHA-256 of each weights file; of a stage without any, ``results`` -> their fingerprint.
         digest: fingerprint of the rest.
     """
@@ -140,7 +141,7 @@ class StageDir:
     def begin(self, key: Mapping[str, Any], *, fresh: bool, label: str = "") -> bool:
         """Make the folder ready to work in.
 
-        Nothing is deleted: a finished or half-finished stage that gives way is set aside as ``<stage>.old-<n>``.
+        Nothing is deleted: a finished or half-finished stage that is replaced is set aside as ``<stage>.old-<n>``.
 
         Args:
             key: all the stage depends on: configuration sections, seed, and inputs by fingerprint.
@@ -195,7 +196,7 @@ class StageDir:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Write the resume checkpoint atomically, behind a line with its digest; plain types and tensors only."""
-        # Through memory, because PyTorch tells of a full disk as a RuntimeError.
+        # Through memory, because PyTorch reports a full disk as a RuntimeError.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getbuffer()
@@ -381,7 +382,12 @@ class RunDir:
                     f"lapo {lapo_cli.__version__} reads format {FORMAT}: use that version, or another --run-dir."
                 )
             return cls(folder, parse_config(content["config"]), str(content["preset"]))
-        except (ValueError, KeyError, ConfigError) as error:
+        except ConfigError as error:
+            raise RunDirError(
+                f"{file} has a configuration that does not fit here: {str(error).rstrip('.')}. Give the plugins that "
+                "it was made with by --plugin, or use another --run-dir."
+            ) from error
+        except (ValueError, KeyError) as error:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise RunDirError(f"{file} is damaged ({why}): restore it or use another --run-dir.") from error
 

@@ -1,5 +1,6 @@
 """Memory of training on a large store, and how fast stores are made."""
 
+import math
 import subprocess
 import sys
 from functools import partial
@@ -8,13 +9,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from lapo_cli.core.data.replay_log import bundled_logs
 from lapo_cli.core.data.sources.npz import import_chunks
-from lapo_cli.core.data.sources.replay import bundled_logs, import_replay
+from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import (
     FORMAT_VERSION,
-    FRAME_BYTES,
     FRAMES_FILE,
     MANIFEST_FILE,
+    RETURNS,
     Manifest,
     Split,
     fingerprint,
@@ -26,6 +28,7 @@ from lapo_cli.core.files import atomic_write_json
 from tests.benchmarks.timing import Line, seconds
 
 _FRAMES = 1_000_000
+_FRAME_SHAPE = (64, 64, 3)
 _CHUNKS = 4
 _CHUNK_FRAMES = 16_384
 _REPLAY_FRAMES = 65_536
@@ -88,11 +91,12 @@ def _sparse_store(data: Path, split: Split, frames: int) -> None:
     path = store_path(data, "bigfish", split)
     path.mkdir(parents=True)
     with (path / FRAMES_FILE).open("wb") as file:
-        file.truncate(frames * FRAME_BYTES)
+        file.truncate(frames * math.prod(_FRAME_SHAPE))
     columns = {
         "actions": (np.arange(frames) % 15).astype(np.uint8),
         "rewards": np.zeros(frames, np.float32),
         "episode_starts": np.arange(frames) % 100 == 0,
+        RETURNS: np.empty(0),
     }
     for name, column in columns.items():
         np.save(path / f"{name}.npy", column)
@@ -102,11 +106,13 @@ def _sparse_store(data: Path, split: Split, frames: int) -> None:
         game="bigfish",
         split=split,
         num_frames=frames,
-        num_episodes=frames // 100,
-        mean_return=0.0,
+        frame_shape=_FRAME_SHAPE,
+        num_actions=15,
+        num_episodes=0,
+        mean_return=None,
         source="black frames",
         made_by="benchmark",
-        fingerprint=fingerprint(map_frames(path / FRAMES_FILE, frames), columns),
+        fingerprint=fingerprint(map_frames(path / FRAMES_FILE, frames, _FRAME_SHAPE), columns, 15),
     )
     atomic_write_json(path / MANIFEST_FILE, manifest.as_dict())
 

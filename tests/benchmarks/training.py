@@ -16,7 +16,8 @@ from torch import Tensor
 from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
-from lapo_cli.core.data.sources.replay import bundled_logs, import_replay
+from lapo_cli.core.data.replay_log import bundled_logs
+from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import Video, open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import ProcgenVecEnv

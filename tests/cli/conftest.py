@@ -1,4 +1,4 @@
-"""How the tests of the command line call it: in this process, in an empty folder, with an empty data folder."""
+"""How the tests of the command line call it: in this process, in a folder of their own, with an empty data folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lapo_cli.cli.main import app
+from lapo_cli.core.config import load_config
+from lapo_cli.core.run_dir import RunDir
 
 Lapo = Callable[..., Result]
 
@@ -17,6 +19,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAPO_DATA_DIR", str(tmp_path / "data"))
     return tmp_path
+
+
+@pytest.fixture
+def run(home: Path) -> RunDir:
+    """The run ``run`` of the quick preset, in which no stage of heist, seed 1, and maze, seed 0, is finished."""
+    created = RunDir.create(home / "run", load_config("quick"), "quick")
+    for game, seed in (("maze", 0), ("heist", 1)):
+        created.seed_dir(game, seed).path.mkdir(parents=True)
+    return created
 
 
 @pytest.fixture

@@ -11,15 +11,17 @@ from typer.testing import Result
 from lapo_cli.core import pipeline
 from lapo_cli.core.config import describe, load_config
 from lapo_cli.core.data import download
+from lapo_cli.core.data.store import Split
+from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import DownloadError
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary
-from lapo_cli.core.games import GAMES
-from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.recording import demonstrations
+from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training.stage import StageResult
 
 Lapo = Callable[..., Result]
 
-_LONG = "LAPO decoded offline and fine-tuned online, of which every word is of interest"
+_LONG = "LAPO decoded offline by a method whose name is longer than a terminal of 80 columns is wide"
 
 
 class _Core:
@@ -52,31 +54,23 @@ def _result(skipped: bool = False) -> StageResult:
 
 
 def _summary(failures: list[Failure], games: tuple[str, ...] = ("maze",)) -> Summary:
-    methods = {"random policy": (None, None), _LONG: (4096, 50_000)}
+    policies = {"random policy": None, _LONG: 4096}
     rows = [
-        Row(game, method, labels, steps, 1.234, 1.0, 1.5, 256, 1, 0.25)
+        Row(game, method, labels, None, 1.234, 1.0, 1.5, 256, 1, 0.25)
         for game in games
-        for method, (labels, steps) in methods.items()
+        for method, labels in policies.items()
     ]
-    rows.append(Row(games[0], "demonstrations", None, None, None, None, None, 0, 1, None, "as recorded"))
+    rows.append(Row(games[0], "demonstrations", None, None, None, None, None, 0, 1, 0.5, "recorded, not played"))
     return Summary(rows, {}, [], failures, Path("runs/quick"), [Path("runs/quick/summary.md")])
-
-
-@pytest.fixture
-def run(home: Path) -> RunDir:
-    """A run directory of the quick preset, with a game in which nothing is done."""
-    run = RunDir.create(home / "run", load_config("quick"), "quick")
-    run.seed_dir("maze", 0).path.mkdir(parents=True)
-    return run
 
 
 def test_train_idm(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     core = _stand_in(monkeypatch, "run_stage", [_result()])
     said = lapo("train-idm", "maze", "--preset", "quick", "--seed", "3", "--set", "stage1.steps=20", "--fresh")
     assert said.exit_code == 0, said.stderr
-    ((made, stage, (seed_dir,), options, _),) = core.calls
+    ((made, stage, seed_dirs, options, _),) = core.calls
     assert (made.path, made.preset, stage) == (Path("runs/maze-quick"), "quick", "idm")
-    assert (seed_dir.game, seed_dir.seed) == ("maze", 3)
+    assert seed_dirs == [SeedDir(Path("runs/maze-quick/maze/seed-3"), "maze", 3)]
     assert made.config == load_config("quick", overrides=["stage1.steps=20"])
     assert options == pipeline.Options(data_dir=home / "data", fresh=True)
     assert RunDir.open(made.path).config == made.config
@@ -109,14 +103,14 @@ def test_a_stage_that_was_done_says_so(lapo: Lapo, monkeypatch: pytest.MonkeyPat
     ("words", "stage", "key", "value"),
     [
         (["train-policy", "run"], "policy", "stage2.steps", 7),
-        (["run-stage", "policy", "run"], "policy", "stage2.steps", 7),
         (["decode-offline", "run", "--labels", "16,32"], "offline", "offline.labels", (16, 32)),
         (["decode-offline", "run", "--labels", "16"], "offline", "offline.labels", (16,)),
         (["finetune-online", "run", "--steps", "9"], "online", "online.steps", 9),
+        (["run-stage", "expert", "run"], "expert", "stage2.steps", 7),
         (["evaluate", "run", "--episodes", "11"], None, "evaluation.episodes", 11),
     ],
 )
-def test_commands_on_a_run_use_its_configuration(
+def test_overrides_hold_for_the_command_and_not_for_the_run(
     lapo: Lapo,
     run: RunDir,
     monkeypatch: pytest.MonkeyPatch,
@@ -125,24 +119,46 @@ def test_commands_on_a_run_use_its_configuration(
     key: str,
     value: object,
 ) -> None:
-    evaluated = _stand_in(monkeypatch, "evaluate", _summary([]))
-    core = _stand_in(monkeypatch, "run_stage", [_result()]) if stage else evaluated
+    of_stage = _stand_in(monkeypatch, "run_stage", [_result()])
+    of_evaluate = _stand_in(monkeypatch, "evaluate", _summary([]))
     before = (run.path / "run.yaml").read_bytes()
     Path("mine.yaml").write_text("stage2: {steps: 5, lr: 2e-3}\n")
     said = lapo(*words, "--config", "mine.yaml", "--set", "stage2.steps=7")
     assert said.exit_code == 0, said.stderr
-    opened = core.calls[0][0]
+    ((opened, called_with, *_),) = of_stage.calls + of_evaluate.calls
     assert (opened.path, opened.preset) == (run.path, "quick")
-    if stage:
-        assert core.calls[0][1] == stage
-        assert [(seed_dir.game, seed_dir.seed) for seed_dir in core.calls[0][2]] == [("maze", 0)]
-    else:
-        assert core.calls[0][1] == Path("run")
+    assert called_with == (Path("run") if stage is None else stage)
     found = describe(opened.config)
     assert found[key]["value"] == value
     changed = {k for k, about in found.items() if about["value"] != describe(run.config)[k]["value"]}
     assert changed == {"stage2.steps", "stage2.lr", key}
     assert (run.path / "run.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("run", [("heist", 1), ("maze", 0)]),
+        ("run/maze", [("maze", 0)]),
+        ("run/heist/seed-1", [("heist", 1)]),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", [("train-policy",), ("decode-offline",), ("finetune-online",), ("run-stage", "scratch")]
+)
+def test_a_stage_runs_for_the_games_and_seeds_below_the_path(
+    lapo: Lapo,
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    path: str,
+    expected: list[tuple[str, int]],
+) -> None:
+    core = _stand_in(monkeypatch, "run_stage", [_result()])
+    said = lapo(*words, path)
+    assert said.exit_code == 0, said.stderr
+    ((_, _, seed_dirs, _, _),) = core.calls
+    assert [(seed_dir.game, seed_dir.seed) for seed_dir in seed_dirs] == expected
 
 
 def test_another_configuration_needs_reconfigure_and_not_fresh(
@@ -163,13 +179,43 @@ def test_another_configuration_needs_reconfigure_and_not_fresh(
     assert RunDir.open(home / "run").config.stage1.lr == core.calls[-1][0].config.stage1.lr == 1e-3
 
 
-def test_finetune_online_passes_where_to_start(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "stage"),
+    [
+        ((), "online"),
+        (("--init", "latent"), "online"),
+        (("--init", "latent-rl-only"), "rl-only"),
+        (("--init", "scratch"), "scratch"),
+    ],
+)
+def test_where_fine_tuning_starts_decides_the_stage(
+    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], stage: str
+) -> None:
     core = _stand_in(monkeypatch, "run_stage", [_result()])
-    for init in ("latent", "latent-rl-only", "scratch"):
-        lapo("finetune-online", "run", "--init", init, "--wandb", "--device", "cpu")
-    assert [call[1] for call in core.calls] == ["online", "rl-only", "scratch"]
-    options = core.calls[0][3]
-    assert (options.wandb, options.device) == (True, "cpu")
+    said = lapo("finetune-online", "run", *words)
+    assert said.exit_code == 0, said.stderr
+    assert [called for _, called, *_ in core.calls] == [stage]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train-idm", "maze"),
+        ("train-policy", "run"),
+        ("decode-offline", "run"),
+        ("finetune-online", "run"),
+        ("run-stage", "rl-only", "run"),
+        ("train-expert", "maze"),
+    ],
+)
+def test_a_stage_is_run_as_the_options_say(
+    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    core = _stand_in(monkeypatch, "run_stage", [_result()])
+    said = lapo(*words, "--wandb", "--device", "cpu", "--fresh")
+    assert said.exit_code == 0, said.stderr
+    ((*_, options, _),) = core.calls
+    assert (options.wandb, options.device, options.fresh) == (True, "cpu", True)
 
 
 def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +227,10 @@ def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: p
         *("policy", "mean return", "95 % interval", "episodes", "normalized")
     ]
     (long,) = [line for line in lines if _LONG in line]
-    assert [cell.strip() for cell in long.strip("| ").split("|")][1:] == ["1.23", "1.00 to 1.50", "256", "0.25"]
-    assert "| demonstrations (as recorded) " in said.stdout
+    assert [cell.strip() for cell in long.strip("| ").split("|")] == [
+        *(f"{_LONG}, 4,096 labelled frames", "1.23", "1.00 to 1.50", "256", "0.25")
+    ]
+    assert "| demonstrations (recorded, not played) " in said.stdout
     assert "Written: runs/quick/summary.md" in said.stdout
     assert all(len(line) == len(lines[0]) for line in lines[:5])
 
@@ -203,7 +251,10 @@ def test_run_all(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
     ((made, games, seeds, options, _),) = core.calls
     assert (made.path, games, seeds) == (Path("runs/quick"), ["maze", "heist"], [0, 2])
     assert (options.jobs, options.launcher) == (2, "local")
-    assert json.loads(said.stdout)["rows"][0]["method"] == "random policy"
+    rows = json.loads(said.stdout)["rows"]
+    assert [(row["method"], row["labels"]) for row in rows] == [
+        *(("random policy", None), (_LONG, 4096), ("demonstrations", None))
+    ]
 
 
 def test_run_all_reports_games_that_failed(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,8 +274,12 @@ def test_a_dry_run_lists_all_and_makes_nothing(lapo: Lapo, home: Path) -> None:
     assert said.exit_code == 0, said.stderr
     assert "| heist | 1    | scratch | run   |" in said.stdout
     planned = json.loads(lapo(*words, "--json").stdout)["plan"]
-    assert len(planned) == 4 * len(pipeline.chain())
-    assert planned[0] == {"game": "maze", "seed": 0, "stage": "idm", "state": "run"}
+    assert planned == [
+        {"game": game, "seed": seed, "stage": stage, "state": "run"}
+        for game in ("maze", "heist")
+        for seed in (0, 1)
+        for stage in ("idm", "policy", "offline", "online", "scratch")
+    ]
     assert list(home.iterdir()) == []
 
 
@@ -237,10 +292,10 @@ def test_info(lapo: Lapo, home: Path) -> None:
 
 def test_info_lists_the_configuration(lapo: Lapo) -> None:
     keys = json.loads(lapo("info", "--config", "--preset", "quick", "--json").stdout)["config"]
-    assert keys["stage1.lr"]["value"] == load_config("quick").stage1.lr
-    said = lapo("info", "--config")
-    assert "| stage1.lr " in said.stdout
-    assert "Peak learning rate." in said.stdout
+    quick, paper = (load_config(preset).stage1.steps for preset in ("quick", "paper"))
+    assert keys["stage1.steps"]["value"] == quick != paper
+    (shown,) = [line for line in lapo("info", "--config").stdout.splitlines() if line.startswith("| stage1.lr ")]
+    assert [cell.strip() for cell in shown.strip("| ").split("|")] == ["stage1.lr", "0.0003", "Peak learning rate."]
 
 
 def test_download_lists_games(lapo: Lapo, home: Path) -> None:
@@ -256,11 +311,11 @@ def test_download_lists_games(lapo: Lapo, home: Path) -> None:
 
 def test_train_expert_makes_a_run_of_its_own(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     core = _stand_in(monkeypatch, "run_stage", [_result()])
-    said = lapo("train-expert", "maze", "--preset", "quick", "--steps", "5000", "--seed", "3", "--device", "cpu")
+    said = lapo("train-expert", "maze", "--preset", "quick", "--steps", "5000", "--seed", "3")
     assert said.exit_code == 0, said.stderr
-    run, stage, (seed_dir,), options, _ = core.calls[0]
-    assert (run.path, stage, options.device) == (Path("runs/maze-expert-quick"), "expert", "cpu")
-    assert (seed_dir.game, seed_dir.seed) == ("maze", 3)
+    ((run, stage, seed_dirs, _, _),) = core.calls
+    assert (run.path, stage) == (Path("runs/maze-expert-quick"), "expert")
+    assert seed_dirs == [SeedDir(Path("runs/maze-expert-quick/maze/seed-3"), "maze", 3)]
     assert run.config.expert.steps == 5000
     assert RunDir.open(home / "runs/maze-expert-quick").config == run.config
 
@@ -272,10 +327,12 @@ def test_record_hands_over_every_policy_with_its_noise(lapo: Lapo, monkeypatch: 
 
     def record(game: str, policies: list[str], epsilons: list[float], to: Path, **more: Any) -> list[object]:
         calls.append({"game": game, "policies": policies, "epsilons": epsilons, "to": to, **more})
-        logs = [("train", 1000, info), ("test", 64, short)]
-        return [pipeline.Recorded(game, split, to / f"{game}-{split}.npz", frames, i) for split, frames, i in logs]
+        logs: list[tuple[Split, int, dict[str, Any]]] = [("train", 1000, info), ("test", 64, short)]
+        return [
+            demonstrations.Recorded(game, split, to / f"{game}-{split}.npz", frames, i) for split, frames, i in logs
+        ]
 
-    monkeypatch.setattr(pipeline, "record_demonstrations", record)
+    monkeypatch.setattr(demonstrations, "record_demonstrations", record)
     words = ("--policy", "planner", "--policy", "a/b", "--epsilon", "0.5", "--epsilon", "0")
     said = lapo("record", "maze", *words, "--frames", "1000", "--test-frames", "64", "--greedy", "--to", "here")
     assert said.exit_code == 0, said.stderr

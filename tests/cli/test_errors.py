@@ -48,6 +48,8 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["train-policy", "nowhere"], "nowhere is no run directory"),
         (["decode-offline", "nowhere"], "nowhere is no run directory"),
         (["finetune-online", "nowhere"], "nowhere is no run directory"),
+        (["run-stage", "policy", "nowhere"], "nowhere is no run directory"),
+        (["run-stage", "polcy", "run"], "There is no stage 'polcy': did you mean 'policy'?"),
         (["evaluate", "nowhere"], "nowhere is no run directory"),
         (["download"], "No game was named: give one or more games, or 'all', or --list to see them."),
         (["download", "coinrum"], "did you mean 'coinrun'?"),
@@ -58,7 +60,7 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["info", "--config", "--preset", "fast"], "There is no preset 'fast'"),
     ],
 )
-def test_a_request_that_does_not_fit(lapo: Lapo, words: list[str], sentence: str) -> None:
+def test_a_request_that_does_not_fit(lapo: Lapo, run: RunDir, words: list[str], sentence: str) -> None:
     said = lapo(*words)
     assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.startswith("Error: ")
@@ -68,6 +70,24 @@ def test_a_request_that_does_not_fit(lapo: Lapo, words: list[str], sentence: str
     error = json.loads(as_json.stdout)["error"]
     assert as_json.exit_code == error["exit_code"] == 2
     assert sentence in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train-idm", "maze", "--seed", "-1"], "--seed"),
+        (["train-idm", "maze", "--no-such-option"], "--no-such-option"),
+        (["run-all"], "--games"),
+        (["run-all", "--games", "maze", "--jobs", "0"], "--jobs"),
+        (["finetune-online", "run", "--init", "magic"], "'magic' is not one of 'latent', 'latent-rl-only', 'scratch'"),
+        (["run-stage"], "STAGE"),
+        (["run-stage", "policy"], "RUN_DIR"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_what_typer_refuses_is_named(lapo: Lapo, run: RunDir, words: list[str], named: str) -> None:
+    assert named in lapo(*words).stderr
+    assert named in json.loads(lapo(*words, "--json").stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -185,15 +205,15 @@ def test_a_data_folder_in_an_unknown_home(lapo: Lapo, monkeypatch: pytest.Monkey
         ("train-policy", "run", "--set", "stage2.steps=3", "--device", "nonsense"),
         ("decode-offline", "run", "--labels", "16", "--device", "nonsense"),
         ("finetune-online", "run", "--steps", "9"),
+        ("run-stage", "policy", "run", "--set", "stage2.steps=3"),
+        ("run-stage", "polcy", "run", "--set", "stage2.steps=3"),
         ("evaluate", "run", "--episodes", "9"),
     ],
 )
-def test_a_command_that_fails_leaves_the_run_as_it_was(lapo: Lapo, home: Path, words: tuple[str, ...]) -> None:
-    RunDir.create(home / "run", load_config("quick"), "quick")
-    (home / "run" / "maze" / "seed-0").mkdir(parents=True)
-    before = (home / "run" / "run.yaml").read_bytes()
+def test_a_command_that_fails_leaves_the_run_as_it_was(lapo: Lapo, run: RunDir, words: tuple[str, ...]) -> None:
+    before = (run.path / "run.yaml").read_bytes()
     assert lapo(*words).exit_code == 2
-    assert (home / "run" / "run.yaml").read_bytes() == before
+    assert (run.path / "run.yaml").read_bytes() == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
@@ -203,11 +223,18 @@ def test_cuda_requested_and_absent(lapo: Lapo) -> None:
     assert "'cuda' was requested but this machine offers PyTorch no CUDA device(s)" in said.stderr
 
 
-def test_a_run_without_the_earlier_stage(lapo: Lapo, home: Path) -> None:
-    RunDir.create(home / "run", load_config("quick"), "quick")
-    said = lapo("train-policy", "run")
+def test_a_run_without_a_game(lapo: Lapo, home: Path) -> None:
+    RunDir.create(home / "empty", load_config("quick"), "quick")
+    said = lapo("train-policy", "empty")
     assert said.exit_code == 2
-    assert "train-idm" in said.stderr
+    assert f"run 'lapo train-idm GAME --run-dir {home / 'empty'}' first" in said.stderr
+
+
+@pytest.mark.parametrize("words", [("train-policy", "run/maze"), ("run-stage", "policy", "run/maze")])
+def test_a_run_without_the_earlier_stage(lapo: Lapo, run: RunDir, words: tuple[str, ...]) -> None:
+    said = lapo(*words)
+    assert said.exit_code == 2
+    assert f"lapo train-idm maze --run-dir {run.path}" in said.stderr
 
 
 def test_ctrl_c(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,22 @@ from typing import Any
 import pytest
 
 import lapo_cli
+from lapo_cli.core.run_dir import RunDir
 
 _LAPO = [sys.executable, "-m", "lapo_cli"]
+_PLUGIN = """
+from lapo_cli.core.training.stage import STAGES, Stage
+
+STAGES.register(
+    Stage(
+        name="toy",
+        label="Toy",
+        run=lambda ctx, folder: {"steps": ctx.config.stage2.steps},
+        command="lapo run-stage toy {seed_dir}",
+        sections=("stage2",),
+    )
+)
+"""
 
 
 @pytest.fixture
@@ -41,6 +55,22 @@ def test_an_error_keeps_the_streams_apart(environment: dict[str, str]) -> None:
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["type"] == "UnknownNameError"
     assert done.stderr == "Error: There is no game 'bigfsh': did you mean 'bigfish'?\n"
+
+
+def test_a_stage_of_a_plugin_runs_by_its_name(environment: dict[str, str], run: RunDir) -> None:
+    Path("toy.py").write_text(_PLUGIN)
+    command = [*_LAPO, "run-stage", "toy", "run", "--set", "stage2.steps=7", "--json"]
+
+    def outcome(*options: str) -> tuple[int, dict[str, Any]]:
+        done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    for skipped in (False, True):
+        code, document = outcome("--plugin", "toy.py")
+        stages = [[stage[name] for name in ("game", "seed", "results", "skipped")] for stage in document["stages"]]
+        assert (code, stages) == (0, [["heist", 1, {"steps": 7}, skipped], ["maze", 0, {"steps": 7}, skipped]])
+    code, document = outcome()
+    assert (code, document["error"]["type"]) == (2, "UnknownNameError")
 
 
 def test_a_terminal_gets_lines_and_no_colour_where_none_is_wanted(environment: dict[str, str]) -> None:

@@ -168,13 +168,13 @@ def test_lines_after_the_checkpoint_and_a_line_cut_by_a_kill_go(context: MakeCon
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no more", b"\x80\x04K\x01."])
-def test_a_damaged_checkpoint_is_told(stage: StageDir, damage: bytes) -> None:
+def test_a_damaged_checkpoint_is_reported(stage: StageDir, damage: bytes) -> None:
     (stage.path / "state.pt").write_bytes(damage)
     with pytest.raises(CorruptDataError, match="--fresh"):
         stage.load_state()
 
 
-def test_a_truncated_checkpoint_is_told(stage: StageDir) -> None:
+def test_a_truncated_checkpoint_is_reported(stage: StageDir) -> None:
     stage.save_state({"step": 1, "weights": torch.randn(1000)})
     whole = (stage.path / "state.pt").read_bytes()
     (stage.path / "state.pt").write_bytes(whole[: len(whole) // 2])
@@ -182,7 +182,7 @@ def test_a_truncated_checkpoint_is_told(stage: StageDir) -> None:
         stage.load_state()
 
 
-def test_a_checkpoint_with_any_byte_altered_is_told(stage: StageDir) -> None:
+def test_a_checkpoint_with_any_byte_altered_is_reported(stage: StageDir) -> None:
     stage.save_state({"step": 1, "weights": torch.randn(50)})
     file = stage.path / "state.pt"
     whole = file.read_bytes()
@@ -212,7 +212,7 @@ def test_a_checkpoint_with_any_byte_altered_is_told(stage: StageDir) -> None:
     ],
 )
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_checkpoint_of_another_structure_is_told(
+def test_a_checkpoint_of_another_structure_is_reported(
     context: MakeContext, stage: StageDir, change: dict[str, Any], missing: bool
 ) -> None:
     net = torch.nn.Linear(2, 2)
@@ -245,7 +245,7 @@ def test_a_checkpoint_of_another_structure_is_told(
         b'{"step": 1, "seconds": 1, "a": "b"}',
     ],
 )
-def test_a_damaged_line_of_metrics_is_told_with_its_number(tmp_path: Path, line: bytes) -> None:
+def test_a_damaged_line_of_metrics_is_reported_with_its_number(tmp_path: Path, line: bytes) -> None:
     whole = b'{"step": 1, "seconds": 0.5, "a": NaN}\n'
     (tmp_path / "metrics.jsonl").write_bytes(whole + line + b"\n" + whole)
     with pytest.raises(CorruptDataError, match=r"metrics\.jsonl is damaged in line 2"):
@@ -255,7 +255,7 @@ def test_a_damaged_line_of_metrics_is_told_with_its_number(tmp_path: Path, line:
 
 
 class _InterruptAt:
-    """Progress that presses Ctrl-C when a task named so comes to a point."""
+    """Progress that sends SIGINT when the task of a given name reaches a given count."""
 
     def __init__(self, name: str, at: int) -> None:
         self._name, self._at = name, at

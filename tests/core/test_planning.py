@@ -5,10 +5,9 @@ import importlib
 import numpy as np
 import pytest
 
-from lapo_cli.core.envs.procgen import ProcgenVecEnv
+from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
 from lapo_cli.core.envs.procgen_planners.planner import Planner
 from lapo_cli.core.envs.procgen_planners.state import parse_state
-from lapo_cli.core.games import GAMES, NUM_ACTIONS
 
 
 @pytest.mark.parametrize("game", GAMES)
@@ -16,7 +15,7 @@ def test_a_state_says_what_was_done_and_where(game: str) -> None:
     env, rng = ProcgenVecEnv(game, 4, 8), np.random.default_rng(0)
     time = np.zeros(4, int)
     for _ in range(12):
-        actions = rng.integers(0, NUM_ACTIONS, 4)
+        actions = rng.integers(0, 15, 4)
         env.act(actions)
         first = env.observe()[2]
         time = np.where(first, 0, time + 1)
@@ -77,7 +76,7 @@ def _play(game: str, planner: Planner | None, steps: int, *, noise: float) -> fl
     env, rng = ProcgenVecEnv(game, 4, 123), np.random.default_rng(0)
     total = 0.0
     for _ in range(steps):
-        actions = rng.integers(0, NUM_ACTIONS, 4)
+        actions = rng.integers(0, 15, 4)
         if planner is not None:
             planned = planner.act(env.get_state())
             actions = np.where(rng.random(4) < noise, actions, planned)

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import Config
-from lapo_cli.core.data.sources.replay import import_replay, read_log, replay, write_log
+from lapo_cli.core.data.replay_log import read_log, write_log
+from lapo_cli.core.data.sources.replay import import_replay, verify
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.envs.procgen import ProcgenVecEnv
+from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
 from lapo_cli.core.envs.procgen_planners.state import parse_state
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError, UsageError
-from lapo_cli.core.games import GAMES
-from lapo_cli.core.pipeline import TEST_SEEDS, Options, Recorded, evaluate, record_demonstrations
+from lapo_cli.core.pipeline import Options, evaluate
 from lapo_cli.core.pipeline import train_expert as train_expert_of_run
 from lapo_cli.core.progress import Silent
+from lapo_cli.core.recording.demonstrations import TEST_SEEDS, Recorded, record_demonstrations
 from lapo_cli.core.recording.players import NetworkPlayer, PlannerPlayer, Player, load_player
 from lapo_cli.core.recording.record import Member, record
 from lapo_cli.core.report.figures import draw_learning_curve
@@ -72,7 +73,8 @@ def test_a_recording_replays_and_says_how_well_it_went(tmp_path: Path) -> None:
     log = read_log(path)
     assert log.actions.shape == (167, 6)
     assert np.array_equal(log.actions, made.log.actions)
-    episodes, mean = replay(log, None)
+    returns = verify(log, path)
+    episodes, mean = len(returns), np.mean(returns)
     info = log.info
     # The last step may end episodes that no frame of the log shows.
     assert episodes <= info["episodes"] <= episodes + 6
@@ -143,12 +145,12 @@ def test_an_interrupted_recording_goes_on_where_it_was_cut(tmp_path: Path) -> No
     assert not path.exists()
     begun = read_log(tmp_path / "maze-train.partial.npz")
     assert begun.num_steps == 64
-    replay(begun, None)
+    verify(begun, path)
     whole = _record(path, Member(_Constant(7), 0.3)).log
     assert np.array_equal(whole.actions[:64], begun.actions)
     assert whole.info["resumed_at"] == [64]
     assert whole.num_steps == 100
-    replay(whole, None)
+    verify(whole, path)
     assert [file.name for file in tmp_path.iterdir()] == ["maze-train.npz"]
 
 
@@ -183,7 +185,8 @@ def _demonstrations(to: Path, **changed: Any) -> list[Recorded]:
         "num_envs": 4,
         "seed": 20,
         "greedy": False,
-        "options": Options("cpu"),
+        "compute": _CPU,
+        "fresh": False,
         "progress": Silent(),
     }
     return record_demonstrations("maze", ["planner"], [0.1], to, **{**settings, **changed})
@@ -217,14 +220,19 @@ def test_levels_that_cannot_be_avoided_end_in_a_sentence(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fresh_forgets_both_logs_of_the_game_and_no_others(tmp_path: Path) -> None:
-    _demonstrations(tmp_path)
-    other = tmp_path / "heist-train.npz"
-    other.write_bytes(b"kept")
+def test_fresh_sets_aside_the_logs_that_are_recorded_anew_and_touches_no_others(tmp_path: Path) -> None:
+    train, test = _demonstrations(tmp_path)
+    kept = {path: path.read_bytes() for path in (train.path, test.path)}
+    (tmp_path / "heist-train.npz").write_bytes(b"kept")
     (tmp_path / "maze-train.partial.npz").write_bytes(b"cut")
-    _demonstrations(tmp_path, seed=5, frames={"train": 120}, options=Options("cpu", fresh=True))
-    assert sorted(file.name for file in tmp_path.glob("*.npz")) == ["heist-train.npz", "maze-train.npz"]
-    assert read_log(tmp_path / "maze-train.npz").rand_seed == 5
+    for seed in (5, 6):
+        _demonstrations(tmp_path, seed=seed, frames={"train": 120}, fresh=True)
+    assert test.path.read_bytes() == kept[test.path]
+    assert (tmp_path / "maze-train.old-1.npz").read_bytes() == kept[train.path]
+    assert read_log(tmp_path / "maze-train.old-2.npz").rand_seed == 5
+    assert read_log(train.path).rand_seed == 6
+    assert (tmp_path / "maze-train.partial.old-1.npz").read_bytes() == b"cut"
+    assert len(list(tmp_path.glob("*.npz"))) == 6
 
 
 def test_a_disk_that_fills_up_loses_nothing_that_was_kept(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +396,8 @@ def test_epsilons_must_fit_the_policies(tmp_path: Path) -> None:
             num_envs=4,
             seed=0,
             greedy=False,
-            options=Options("cpu"),
+            compute=_CPU,
+            fresh=False,
             progress=Silent(),
         )
 
@@ -414,4 +423,81 @@ def test_kill_9_loses_no_more_than_the_last_minute_and_leaves_no_half_log(tmp_pa
     begun = read_log(partial)
     assert begun.num_steps > 0
     assert not (tmp_path / "maze-train.npz").exists()
-    replay(begun, None)
+    verify(begun, partial)
+
+
+_TOY = '''
+"""A counter without levels: action 1 counts up, and at 7 the episode ends with reward 2.5."""
+
+import numpy as np
+
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
+
+
+class Counter(VecEnv):
+    def __init__(self, num_envs, seed):
+        self.num_envs, self._seed = num_envs, seed
+        self._count, self._reward = np.zeros(num_envs, int), np.zeros(num_envs, np.float32)
+        self._first = np.ones(num_envs, bool)
+
+    def observe(self):
+        frames = np.zeros((self.num_envs, 6, 10, 3), np.uint8)
+        frames += (self._count + self._seed)[:, None, None, None].astype(np.uint8)
+        return self._reward, frames, self._first
+
+    def act(self, actions):
+        assert 0 <= actions.min() <= actions.max() < 3
+        self._count = self._count + (actions == 1)
+        self._first = self._count == 7
+        self._reward = np.where(self._first, 2.5, 0).astype(np.float32)
+        self._count[self._first] = 0
+
+    def close(self):
+        pass
+
+
+ENVIRONMENTS.register(EnvSpec("counter", num_actions=3, make=Counter))
+'''
+
+_RECORD_TOY = """
+import sys
+from pathlib import Path
+import numpy as np
+from lapo_cli.core.plugins import load_plugin
+load_plugin(Path(sys.argv[1]))
+from lapo_cli.core.data.download import download
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.recording.players import Player
+from lapo_cli.core.recording.record import Member, record
+
+class Up(Player):
+    def describe(self):
+        return {"policy": "up"}
+    def start(self, num_envs, seed):
+        pass
+    def act(self, frames, states):
+        return np.ones(len(frames), int)
+
+here = Path(sys.argv[2])
+path = here / "counter-train.npz"
+made = record("counter", [Member(Up(), 0.3)], path, frames=600, num_envs=3, seed=5, progress=Silent())
+assert made.levels == frozenset()
+assert made.log.actions.max() == 2 and made.log.distribution_mode is None
+assert made.log.info["mean_return"] == 2.5 and "normalized" not in made.log.info
+download("counter", here / "data", location=here)
+"""
+
+
+def test_any_registered_environment_can_be_recorded_and_replayed(tmp_path: Path) -> None:
+    plugin = tmp_path / "counter.py"
+    plugin.write_text(_TOY)
+    done = subprocess.run([sys.executable, "-c", _RECORD_TOY, plugin, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    store = open_store(tmp_path / "data", "counter", "train")
+    assert (store.manifest.frame_shape, store.manifest.num_actions) == ((6, 10, 3), 3)
+    assert store.frames.shape == (600, 6, 10, 3)
+    assert set(store.episode_returns().tolist()) == {2.5}
+    assert store.actions is not None
+    assert set(store.actions.tolist()) == {0, 1, 2}
+    with pytest.raises(UsageError, match=r"counter-train\.npz is a replay log of 'counter'.*--plugin"):
+        read_log(tmp_path / "counter-train.npz")

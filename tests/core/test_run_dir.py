@@ -1,4 +1,4 @@
-"""The run directory: what is skipped, set aside, refused, locked, and what damage is told."""
+"""The run directory: what is skipped, set aside, refused, locked, and how damage is reported."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ _LONG_NUMBER = "1" * 5000
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"key": 1}', "\xff", _DEEP, _LONG_NUMBER, "NaN", '"\\ud800"', "{}" * 40_000_000]
 )
-def test_a_damaged_done_file_is_told(tmp_path: Path, text: str) -> None:
+def test_a_damaged_done_file_is_reported(tmp_path: Path, text: str) -> None:
     stage = _finished(tmp_path)
     (stage.path / "done.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CorruptDataError, match=r"done\.json is damaged"):
@@ -109,7 +109,7 @@ def test_a_damaged_done_file_is_told(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [("0.5", "0.6"), ("idm", "idn"), ("loss", "lose")])
-def test_an_altered_done_file_is_told(tmp_path: Path, old: str, new: str) -> None:
+def test_an_altered_done_file_is_reported(tmp_path: Path, old: str, new: str) -> None:
     stage = _finished(tmp_path)
     file = stage.path / "done.json"
     stage.finish({"loss": 0.5, "of": "idm"})
@@ -148,7 +148,7 @@ def test_a_damaged_stage_marker_is_set_aside(tmp_path: Path, text: str) -> None:
     assert (tmp_path / "idm.old-1").exists()
 
 
-def test_damaged_missing_or_foreign_weights_are_told(tmp_path: Path) -> None:
+def test_damaged_missing_or_foreign_weights_are_reported(tmp_path: Path) -> None:
     stage = _finished(tmp_path)
     with pytest.raises(CorruptDataError, match="weights"):
         stage.load_weights({"net": torch.nn.Linear(3, 2)})
@@ -163,7 +163,7 @@ def test_damaged_missing_or_foreign_weights_are_told(tmp_path: Path) -> None:
         stage.load_weights({"net": torch.nn.Linear(2, 2)})
 
 
-def test_altered_weights_of_a_finished_stage_are_told(tmp_path: Path) -> None:
+def test_altered_weights_of_a_finished_stage_are_reported(tmp_path: Path) -> None:
     stage = _finished(tmp_path)
     file = stage.path / "model.safetensors"
     whole = file.read_bytes()
@@ -176,7 +176,7 @@ def test_altered_weights_of_a_finished_stage_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_told(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_reported(tmp_path: Path, value: float) -> None:
     stage = StageDir(tmp_path / "idm")
     net = torch.nn.Linear(2, 2)
     net.weight.data[0, 1] = value
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path, value: float) -> N
 @pytest.mark.parametrize(
     "header", [None, {}, {"about": "["}, {"about": _DEEP}, {"about": "[]"}, {"about": "{}"}, {"about": '{"stage": 1}'}]
 )
-def test_a_weights_file_of_something_else_is_told(tmp_path: Path, header: dict[str, str] | None) -> None:
+def test_a_weights_file_of_something_else_is_reported(tmp_path: Path, header: dict[str, str] | None) -> None:
     file = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, file, header)
     with pytest.raises(CorruptDataError, match=str(file)):
@@ -260,7 +260,7 @@ def test_another_format_is_refused_and_named(tmp_path: Path, tiny: Tiny) -> None
 @pytest.mark.parametrize(
     "text", ["", "[", "[]", "format: 2", "format: &a [*a]", "format: 2\nconfig: {stage7: 1}\npreset: quick", "\xff"]
 )
-def test_a_damaged_run_file_is_told(tmp_path: Path, tiny: Tiny, text: str) -> None:
+def test_a_damaged_run_file_is_reported(tmp_path: Path, tiny: Tiny, text: str) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "quick")
     (run.path / "run.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(RunDirError, match=r"run\.yaml is damaged"):

@@ -63,12 +63,12 @@ def make_store() -> Callable[..., Path]:
 
     def make(data_dir: Path, game: str = "bigfish", split: Split = "train", n: int = 50, every: int = 10) -> Path:
         path = store_path(data_dir, game, split)
-        with StoreWriter(path, game, split) as writer:
+        with StoreWriter(path, game, split, (64, 64, 3), 15) as writer:
             at = writer.reserve(n)
             numbers = (np.arange(n) % 251).astype(np.uint8)
             writer.put_frames(at, np.broadcast_to(numbers[:, None, None, None], (n, 64, 64, 3)))
             writer.put_columns(at, numbers % 15, numbers.astype(np.float32), np.arange(n) % every == 0)
-            writer.finish(source=f"{n} frames", made_by="test", num_episodes=0, mean_return=None)
+            writer.finish(source=f"{n} frames", made_by="test", episode_returns=[])
         return path
 
     return make

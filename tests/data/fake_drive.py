@@ -24,7 +24,11 @@ class FakeDrive:
         content: the file's bytes.
         quota_spent: refuse, as Drive does for hours.
         cut_after: close the connection after so many bytes of the file, each time it is asked for.
-        paths: what was asked for, with the Range header where there was one.
+        paths: what was requested, with the Range header where there was one.
+        etag, last_modified: headers of the file, None for neither; a range is served only if one of them is If-Range.
+        page_instead: serve a web page in place of the file.
+        shift: serve ranges that begin so many bytes later than requested.
+        ignores_if_range: serve the range whatever If-Range says.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -32,6 +36,11 @@ class FakeDrive:
         self.quota_spent = False
         self.cut_after: int | None = None
         self.paths: list[tuple[str, str | None]] = []
+        self.etag: str | None = '"one"'
+        self.last_modified: str | None = None
+        self.page_instead = False
+        self.shift = 0
+        self.ignores_if_range = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
@@ -62,7 +71,10 @@ class FakeDrive:
                 elif self.path.startswith("/download?") and "confirm=t" not in self.path:
                     self._page(403, "no")
                 elif self.path.startswith(("/download?", "/set.zip")):
-                    self._file()
+                    if drive.page_instead:
+                        self._page(200, "<html>Please wait.</html>")
+                    else:
+                        self._file()
                 elif self.path == "/page":
                     self._page(200, "<html>not a zip</html>")
                 else:
@@ -78,13 +90,18 @@ class FakeDrive:
             def _file(self) -> None:
                 total = len(drive.content)
                 wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-                start = int(wanted[1]) if wanted else 0
+                condition = self.headers.get("If-Range")
+                if condition and condition not in (drive.etag, drive.last_modified) and not drive.ignores_if_range:
+                    wanted = None
+                start = int(wanted[1]) + drive.shift if wanted else 0
                 self.send_response(206 if wanted else 200)
                 if wanted:
                     self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
                 self.send_header("Content-Type", "application/octet-stream")
                 self.send_header("Content-Disposition", 'attachment; filename="set.zip"')
-                self.send_header("ETag", '"one"')
+                for name, value in (("ETag", drive.etag), ("Last-Modified", drive.last_modified)):
+                    if value is not None:
+                        self.send_header(name, value)
                 self.send_header("Content-Length", str(total - start))
                 self.end_headers()
                 end = total if drive.cut_after is None else min(total, start + drive.cut_after)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lapo_cli.core.data.batches import WINDOW, BatchSampler, FrameLoader, batches, gather_windows
+from lapo_cli.core.data.batches import WINDOW, BatchSampler, FrameLoader, gather_windows
 from lapo_cli.core.data.store import Video
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -84,7 +84,6 @@ def test_frames_outside_of_the_store_are_refused(video: Video, centre: int) -> N
 def test_batches_come_in_order_and_unaltered(video: Video, device: str, resident: bool) -> None:
     sampler = BatchSampler(video.windows(), 16, 5)
     loader = FrameLoader(video, device, resident=resident)
-    assert loader.resident == resident
     seen = list(loader.batches(sampler, 7, 12))
     assert len(seen) == 12
     for step, batch in enumerate(seen, start=7):
@@ -97,8 +96,8 @@ def test_batches_come_in_order_and_unaltered(video: Video, device: str, resident
 
 def test_resuming_gives_the_batches_that_would_have_come(video: Video) -> None:
     sampler = BatchSampler(video.windows(), 16, 5)
-    unbroken = list(batches(video, sampler, 0, 10, "cpu", (0,)))
-    resumed = list(batches(video, BatchSampler(video.windows(), 16, 5), 4, 6, "cpu", (0,)))
+    unbroken = list(FrameLoader(video, "cpu").batches(sampler, 0, 10, (0,)))
+    resumed = list(FrameLoader(video, "cpu").batches(BatchSampler(video.windows(), 16, 5), 4, 6, (0,)))
     assert all(torch.equal(a, b) for a, b in zip(unbroken[4:], resumed, strict=True))
 
 
@@ -108,11 +107,11 @@ def _threads() -> int:
 
 def test_the_thread_ends_when_the_consumer_stops_early(video: Video) -> None:
     sampler = BatchSampler(video.windows(), 4, 0)
-    for _ in batches(video, sampler, 0, 1000, "cpu"):
+    for _ in FrameLoader(video, "cpu").batches(sampler, 0, 1000):
         assert _threads() == 1
         break
     assert _threads() == 0
-    stopped = batches(video, sampler, 0, 1000, "cpu")
+    stopped = FrameLoader(video, "cpu").batches(sampler, 0, 1000)
     next(stopped)
     stopped.close()
     assert _threads() == 0
@@ -121,5 +120,5 @@ def test_the_thread_ends_when_the_consumer_stops_early(video: Video) -> None:
 def test_what_goes_wrong_in_the_thread_is_raised_here(video: Video) -> None:
     beyond = BatchSampler(np.array([1000]), 1, 0)
     with pytest.raises(IndexError, match="store of 60"):
-        next(batches(video, beyond, 0, 10, "cpu"))
+        next(FrameLoader(video, "cpu").batches(beyond, 0, 10))
     assert _threads() == 0

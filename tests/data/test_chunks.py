@@ -1,4 +1,6 @@
+import io
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -77,7 +79,7 @@ def test_chunks_are_ordered_by_number(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / "train" / f"{number}.npz").touch()
     (tmp_path / "train" / "notes.npz").touch()
-    names = [chunk.origin.name for chunk in find_chunks(tmp_path, "bigfish", "train")]
+    names = [chunk.origin.name for chunk in find_chunks(tmp_path, "bigfish")["train"]]
     assert names == [f"{number}.npz" for number in range(12)]
 
 
@@ -87,14 +89,15 @@ def test_missing_numbers_are_named(tmp_path: Path, removed: list[int], named: st
     for number in set(range(4)) - set(removed):
         (tmp_path / "train" / f"{number}.npz").touch()
     with pytest.raises(CorruptDataError, match=f"lacks {named} in"):
-        find_chunks(tmp_path, "bigfish", "train")
+        find_chunks(tmp_path, "bigfish")
 
 
 def test_a_source_without_chunks_or_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match=r"bigfish/train/0\.npz"):
-        find_chunks(tmp_path, "bigfish", "train")
+    assert find_chunks(tmp_path, "bigfish") == {}
+    with pytest.raises(MissingInputError, match="no train chunks of bigfish"):
+        import_chunks(tmp_path, tmp_path, "bigfish", "train")
     with pytest.raises(MissingInputError, match="nothing"):
-        find_chunks(tmp_path / "nothing", "bigfish", "train")
+        import_chunks(tmp_path / "nothing", tmp_path, "bigfish", "train")
 
 
 @pytest.mark.parametrize(
@@ -113,10 +116,11 @@ def test_a_source_without_chunks_or_that_is_not_there(tmp_path: Path) -> None:
         ({"ta": np.full(40, 15)}, "ta holds values from 15 to 15"),
         ({"ta": np.full(40, -1)}, "ta holds values from -1"),
         ({"ta": np.zeros(40)}, "ta holds float64"),
-        ({"ta": np.array([None] * 40)}, "truncated or altered"),
+        ({"ta": np.array([None] * 40)}, "neither numbers nor text"),
         ({"done": np.zeros(40, np.float32)}, "done holds float32"),
-        ({"rewards": np.full(40, np.nan, np.float32)}, "rewards holds float32"),
+        ({"rewards": np.full(40, np.nan, np.float32)}, "rewards holds values that are not finite"),
         ({"rewards": np.zeros(40, np.int64)}, "rewards holds int64"),
+        ({"rewards": np.full(40, 1e300)}, "rewards holds values that are not finite"),
     ],
 )
 def test_a_wrong_array_is_named(tmp_path: Path, make_chunk: MakeChunk, changes: dict[str, Any], named: str) -> None:
@@ -200,3 +204,97 @@ def test_memory_does_not_grow_with_the_chunk(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "set", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert open_store(tmp_path, "bigfish", "train").manifest.num_frames == n
+
+
+def test_rewards_that_fit_one_by_one_have_a_return_that_fits_too(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    done, rewards = np.isin(np.arange(10), [2, 9]), np.full(10, 3e38, np.float32)
+    made = import_chunks(_folder(tmp_path, make_chunk(10, done=done, rewards=rewards)), tmp_path, "heist", "train")
+    assert made.mean_return == pytest.approx(7 * 3e38)
+
+
+@pytest.mark.parametrize("number", ["20231124000", "99999999999999999"])
+def test_a_chunk_with_a_huge_number_is_answered_at_once(tmp_path: Path, chunk_zip: bytes, number: str) -> None:
+    path = tmp_path / "bigfish.zip"
+    path.write_bytes(chunk_zip)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"bigfish/train/{number}.npz", "boo")
+    with pytest.raises(
+        CorruptDataError, match=r"lacks 3\.npz, 4\.npz, 5\.npz, 6\.npz, 7\.npz and [\d,]+ more"
+    ) as caught:
+        import_chunks(path, tmp_path / "data", "bigfish", "train")
+    assert len(str(caught.value)) < 500
+
+
+def _npy_header(shape: str, descr: str = "'|u1'") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize("name", ["obs", "ta", "done", "rewards"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        _npy_header("(1000000000000,)"),
+        _npy_header("(1000000000000, 64, 64, 3)"),
+        _npy_header("(-1, 64, 64, 3)"),
+        _npy_header("(1000000000000,)", "'|V0'"),
+        _npy_header("(40,)", "'|O'") + b"\x80\x04." * 40,
+        _npy_header("(" * 60),
+        _npy_header("(40,)").replace(b"NUMPY\x01", b"NUMPY\x03"),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\x7f{",
+        b"",
+    ],
+)
+def test_a_header_that_lies_is_refused_with_the_name_of_its_array(
+    tmp_path: Path, make_chunk: MakeChunk, name: str, content: bytes
+) -> None:
+    folder = _folder(tmp_path, make_chunk())
+    with zipfile.ZipFile(folder / "train" / "0.npz", "w") as archive:
+        for other, array in make_chunk().items():
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            archive.writestr(f"{other}.npy", content if other == name else buffer.getvalue())
+    with pytest.raises(CorruptDataError, match=rf"0\.npz: array {name} ") as caught:
+        import_chunks(folder, tmp_path / "data", "bigfish", "train")
+    assert "pickle" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, declared: bool) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/0.npz", bytes(64 * 2**20))
+    if not declared:  # The directory claims that 64 MB are 1 MB.
+        content = path.read_bytes()
+        directory = content.rindex(b"PK\x01\x02")
+        lie = content[directory:].replace((64 * 2**20).to_bytes(4, "little"), (2**20).to_bytes(4, "little"))
+        path.write_bytes(content[:directory] + lie)
+    written = []
+    real = shutil.copyfileobj
+
+    def watch(source: Any, target: Any, length: int) -> None:
+        try:
+            real(source, target, length)
+        finally:
+            written.append(target.tell())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", watch)
+        with pytest.raises(CorruptDataError, match=r"bomb\.zip:train/0\.npz"):
+            import_chunks(path, tmp_path / "data", "bigfish", "train")
+    assert sum(written) <= 2**20
+
+
+def test_a_bomb_inside_a_chunk_is_refused_before_it_is_unpacked(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    folder = tmp_path / "set" / "train"
+    folder.mkdir(parents=True)
+    np.savez_compressed(folder / "0.npz", **make_chunk(6000, obs=np.zeros((6000, 64, 64, 3), np.uint8)))
+    with pytest.raises(CorruptDataError, match=r"0\.npz: array obs would unpack from"):
+        import_chunks(tmp_path / "set", tmp_path / "data", "bigfish", "train")
+
+
+def test_all_chunks_must_have_the_same_frames(tmp_path: Path, make_chunk: MakeChunk) -> None:
+    folder = _folder(tmp_path, make_chunk(), make_chunk(obs=np.zeros((40, 32, 32, 3), np.uint8)))
+    with pytest.raises(CorruptDataError, match=r"1\.npz: array obs holds uint8 \(40, 32, 32, 3\)"):
+        import_chunks(folder, tmp_path / "data", "bigfish", "train")

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lapo_cli.core.data.download import bundled_demos
-from lapo_cli.core.data.sources.replay import bundled_logs, import_replay, read_log
+from lapo_cli.core.data.catalogue import bundled_demos
+from lapo_cli.core.data.replay_log import bundled_logs, read_log
+from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import SPLITS, open_store
-from lapo_cli.core.envs.procgen import ProcgenVecEnv
-from lapo_cli.core.games import GAMES
+from lapo_cli.core.envs.base import ENVIRONMENTS
+from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
 
 _SAMPLE_STEPS = 150
 
@@ -31,7 +32,7 @@ def test_every_game_has_enough_and_says_how_it_was_made(game: str) -> None:
     info = logs["train"].info
     assert info["measured_episodes"] >= 30
     assert info["low"] <= info["mean_return"] <= info["high"]
-    assert info["normalized"] == pytest.approx(GAMES[game].normalize(info["mean_return"]), abs=1e-3)
+    assert info["normalized"] == pytest.approx(ENVIRONMENTS.get(game).normalize(info["mean_return"]), abs=1e-3)
 
 
 def test_all_of_them_are_small() -> None:
@@ -90,6 +91,7 @@ def test_the_readme_shows_the_table_that_the_package_holds() -> None:
     assert list(shown) == list(GAMES)
     for game in GAMES:
         demos = bundled_demos(game)
+        assert demos is not None
         assert shown[game] == [
             ", ".join(f"{count:,} {split}" for split, count in demos.frames.items()),
             "; ".join(demos.policies),

@@ -8,10 +8,13 @@ import pytest
 from fake_drive import FakeDrive
 
 from lapo_cli.core.data import fetch
-from lapo_cli.core.data.download import carry_out, download, list_games, plan
-from lapo_cli.core.data.sources.replay import bundled_logs
+from lapo_cli.core.data.catalogue import list_games
+from lapo_cli.core.data.download import carry_out, download, plan
+from lapo_cli.core.data.replay_log import bundled_logs
+from lapo_cli.core.data.sources.drive import DRIVE_IDS
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
+from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import (
     CorruptDataError,
     DiskFullError,
@@ -20,7 +23,6 @@ from lapo_cli.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from lapo_cli.core.games import GAMES
 from lapo_cli.core.progress import Silent
 
 MakeStore = Callable[..., Path]
@@ -55,7 +57,7 @@ def test_the_official_set_from_beginning_to_end(tmp_path: Path, google: FakeDriv
     obs = [np.load(chunk_folder / "bigfish" / "train" / f"{number}.npz")["obs"] for number in range(3)]
     np.testing.assert_array_equal(open_store(data, "bigfish", "train").frames, np.concatenate(obs)[:100])
     assert ("Downloading bigfish", len(google.content), "bytes", 0) in shown.tasks
-    assert GAMES["bigfish"].drive_id in google.paths[0][0]
+    assert DRIVE_IDS["bigfish"] in google.paths[0][0]
     assert "confirm=t" in google.paths[1][0], "the warning page was walked through"
     assert not (data / "bigfish" / ".download").exists(), "the zip file is not kept"
     asked = len(google.paths)
@@ -100,7 +102,7 @@ def test_a_spent_quota_is_one_sentence_with_the_ways_out(tmp_path: Path, google:
         download("bigfish", tmp_path, max_frames=100)
     text = str(caught.value)
     assert "24 hours" in text
-    assert f"https://drive.google.com/uc?id={GAMES['bigfish'].drive_id}" in text
+    assert f"https://drive.google.com/uc?id={DRIVE_IDS['bigfish']}" in text
     assert "`lapo download bigfish --from FILE.zip`" in text
     assert "`lapo download bigfish --source demos`" in text
     assert "\n" not in text
@@ -113,7 +115,7 @@ def test_no_network(tmp_path: Path, google: FakeDrive) -> None:
 
 
 def test_from_a_web_server(tmp_path: Path, drive: FakeDrive) -> None:
-    made = download("bigfish", tmp_path, from_=f"{drive.url}/set.zip")
+    made = download("bigfish", tmp_path, location=f"{drive.url}/set.zip")
     assert made["train"].num_frames == 120
     assert f"{drive.url}/set.zip" in made["train"].source
 
@@ -121,20 +123,20 @@ def test_from_a_web_server(tmp_path: Path, drive: FakeDrive) -> None:
 @pytest.mark.parametrize(("page", "named"), [("nothing.zip", "answered 404"), ("page", "not a zip file")])
 def test_a_wrong_address(tmp_path: Path, drive: FakeDrive, page: str, named: str) -> None:
     with pytest.raises(DownloadError, match=named):
-        download("bigfish", tmp_path, from_=f"{drive.url}/{page}")
+        download("bigfish", tmp_path, location=f"{drive.url}/{page}")
     drive.paths.clear()
     with pytest.raises(DownloadError, match=named):
-        download("bigfish", tmp_path, from_=f"{drive.url}/{page}")
+        download("bigfish", tmp_path, location=f"{drive.url}/{page}")
     assert drive.paths, "the useless answer was not kept as the file"
 
 
 def test_another_address_does_not_continue_a_part_of_the_first(tmp_path: Path, drive: FakeDrive) -> None:
     drive.cut_after = 1_000_000
     with pytest.raises(DownloadError, match="broke off"):
-        download("bigfish", tmp_path, from_=f"{drive.url}/set.zip")
+        download("bigfish", tmp_path, location=f"{drive.url}/set.zip")
     drive.cut_after = None
     drive.paths.clear()
-    download("bigfish", tmp_path, from_=f"{drive.url}/set.zip?other")
+    download("bigfish", tmp_path, location=f"{drive.url}/set.zip?other")
     assert all(asked is None for _, asked in drive.paths)
 
 
@@ -144,16 +146,16 @@ def test_a_damaged_set_says_how_to_fetch_it_anew(tmp_path: Path, drive: FakeDriv
     damaged[len(whole) // 3] ^= 1
     drive.content = bytes(damaged)
     with pytest.raises(CorruptDataError, match="--fresh"):
-        download("bigfish", tmp_path, from_=f"{drive.url}/set.zip")
+        download("bigfish", tmp_path, location=f"{drive.url}/set.zip")
     drive.content = whole
-    assert download("bigfish", tmp_path, from_=f"{drive.url}/set.zip", fresh=True)["train"].num_frames == 120
+    assert download("bigfish", tmp_path, location=f"{drive.url}/set.zip", fresh=True)["train"].num_frames == 120
 
 
 def test_from_a_zip_file_or_a_folder(tmp_path: Path, chunk_folder: Path, chunk_zip: bytes) -> None:
     path = tmp_path / "bigfish.zip"
     path.write_bytes(chunk_zip)
-    packed = download("bigfish", tmp_path / "a", from_=path)
-    plain = download("bigfish", tmp_path / "b", from_=chunk_folder)
+    packed = download("bigfish", tmp_path / "a", location=path)
+    plain = download("bigfish", tmp_path / "b", location=chunk_folder)
     assert packed["train"].fingerprint == plain["train"].fingerprint
     assert packed["test"].num_frames == 24
     assert path.exists(), "a person's own file is left alone"
@@ -161,27 +163,31 @@ def test_from_a_zip_file_or_a_folder(tmp_path: Path, chunk_folder: Path, chunk_z
 
 def test_from_a_folder_with_train_alone(tmp_path: Path, chunk_folder: Path) -> None:
     (chunk_folder / "bigfish" / "test" / "0.npz").unlink()
-    assert list(download("bigfish", tmp_path / "data", from_=chunk_folder)) == ["train"]
+    assert list(download("bigfish", tmp_path / "data", location=chunk_folder)) == ["train"]
 
 
 def test_from_replay_logs(tmp_path: Path) -> None:
     logs = bundled_logs("fruitbot")
-    one = download("fruitbot", tmp_path / "one", from_=logs["test"])
+    one = download("fruitbot", tmp_path / "one", location=logs["test"])
     assert list(one) == ["test"]
-    both = download("fruitbot", tmp_path / "both", from_=logs["test"].parent, max_frames=64 * 5)
+    both = download("fruitbot", tmp_path / "both", location=logs["test"].parent, max_frames=64 * 5)
     assert both["train"].num_frames == 64 * 5
     assert both["test"] == one["test"]
     demos = download("fruitbot", tmp_path / "both", source="demos", max_frames=64 * 5)
     assert demos == both, "the same logs by another name are the same request"
     with pytest.raises(UsageError, match="of fruitbot, not of heist"):
-        download("heist", tmp_path, from_=logs["test"])
+        download("heist", tmp_path, location=logs["test"])
 
 
 def test_requests_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="bigfish"):
+    with pytest.raises(MissingInputError, match=r"official demonstrations of 'bigfsh', only of bigfish"):
         plan("bigfsh", tmp_path)
+    with pytest.raises(MissingInputError, match="No demonstrations of 'bigfsh' are bundled"):
+        plan("bigfsh", tmp_path, source="demos")
+    with pytest.raises(UnknownNameError, match="did you mean 'demos'"):
+        plan("heist", tmp_path, source="demo")
     with pytest.raises(MissingInputError, match="nowhere"):
-        plan("heist", tmp_path, from_=tmp_path / "nowhere.zip")
+        plan("heist", tmp_path, location=tmp_path / "nowhere.zip")
     with pytest.raises(UsageError, match="3 or more"):
         plan("heist", tmp_path, max_frames=2)
 
@@ -189,31 +195,31 @@ def test_requests_that_do_not_fit(tmp_path: Path) -> None:
 def test_the_plan_tells_what_will_happen(tmp_path: Path, chunk_folder: Path, make_store: MakeStore) -> None:
     data = tmp_path / "data"
     make_store(data, "bigfish", "train", n=30)
-    asked = plan("bigfish", data, from_=chunk_folder)
-    assert asked.fetch_bytes == 0
+    asked = plan("bigfish", data, location=chunk_folder)
+    assert asked.importer.url is None
     assert asked.store_bytes == (120 + 24) * 12288
     assert asked.replaced["train"].num_frames == 30
     assert asked.free_bytes > 0
     assert list(asked.offers) == ["train", "test"]
     carry_out(asked)
-    again = plan("bigfish", data, from_=chunk_folder)
+    again = plan("bigfish", data, location=chunk_folder)
     assert not again.offers
     assert again.store_bytes == 0
     assert list(again.kept) == ["train", "test"]
-    assert list(plan("bigfish", data, from_=chunk_folder, max_frames=50).offers) == ["train"]
+    assert list(plan("bigfish", data, location=chunk_folder, max_frames=50).offers) == ["train"]
     official = plan("bigfish", data)
-    assert official.fetch_bytes is None
+    assert official.importer.url is not None
     assert official.store_bytes is not None
     assert official.store_bytes > 30e9
-    assert plan("bigfish", data, from_="https://example.org/x.zip").store_bytes is None
+    assert plan("bigfish", data, location="https://example.org/x.zip").store_bytes is None
 
 
 def test_a_damaged_store_is_made_again(tmp_path: Path, chunk_folder: Path) -> None:
     data = tmp_path / "data"
-    made = download("bigfish", data, from_=chunk_folder)
+    made = download("bigfish", data, location=chunk_folder)
     (data / "bigfish" / "train" / "actions.npy").write_bytes(b"")
-    assert list(plan("bigfish", data, from_=chunk_folder).offers) == ["train"]
-    assert download("bigfish", data, from_=chunk_folder) == made
+    assert list(plan("bigfish", data, location=chunk_folder).offers) == ["train"]
+    assert download("bigfish", data, location=chunk_folder) == made
     open_store(data, "bigfish", "train")
 
 
@@ -231,7 +237,7 @@ def test_a_zip_that_does_not_fit_is_refused_when_its_size_is_known(
 ) -> None:
     drive.content = b"\0" * 3_000_000
     with pytest.raises(DiskFullError, match=r"The zip file of bigfish needs [23]\.\d MB"):
-        download("bigfish", small_disk, from_=f"{drive.url}/set.zip")
+        download("bigfish", small_disk, location=f"{drive.url}/set.zip")
 
 
 def test_a_disk_that_fills_up_while_storing(
@@ -240,7 +246,7 @@ def test_a_disk_that_fills_up_while_storing(
     # Believing that there is room, it runs into the real end of the disk.
     monkeypatch.setattr("lapo_cli.core.files.free_space", lambda _: 10**12)
     with pytest.raises(DiskFullError, match="is full"):
-        download("bigfish", small_disk, from_=chunk_folder)
+        download("bigfish", small_disk, location=chunk_folder)
     with pytest.raises(MissingInputError):
         open_store(small_disk, "bigfish", "train")
 
@@ -248,7 +254,7 @@ def test_a_disk_that_fills_up_while_storing(
 def test_two_downloads_of_one_game_do_not_meet(tmp_path: Path, chunk_folder: Path) -> None:
     (tmp_path / "bigfish").mkdir()
     with only_one(tmp_path / "bigfish" / ".download.lock", "busy"), pytest.raises(DownloadError, match="Another lapo"):
-        download("bigfish", tmp_path, from_=chunk_folder)
+        download("bigfish", tmp_path, location=chunk_folder)
 
 
 def test_the_list_of_games(tmp_path: Path, make_store: MakeStore) -> None:
@@ -272,12 +278,12 @@ def test_a_part_that_ends_behind_a_chunk_is_not_taken_for_the_whole(tmp_path: Pa
     try:
         server.cut_after = 600_000
         with pytest.raises(DownloadError, match="broke off"):
-            download("bigfish", tmp_path, from_=f"{server.url}/set.zip")
+            download("bigfish", tmp_path, location=f"{server.url}/set.zip")
         (part,) = (tmp_path / "bigfish" / ".download").glob("*.part")
         part.write_bytes(server.content[:end])
         assert zipfile.is_zipfile(part)
         server.cut_after = None
-        assert download("bigfish", tmp_path, from_=f"{server.url}/set.zip")["train"].num_frames == 80
+        assert download("bigfish", tmp_path, location=f"{server.url}/set.zip")["train"].num_frames == 80
         assert server.paths[-1] == ("/set.zip", f"bytes={end}-")
     finally:
         server.close()
@@ -286,4 +292,4 @@ def test_a_part_that_ends_behind_a_chunk_is_not_taken_for_the_whole(tmp_path: Pa
 def test_cut_off_before_much_arrived_is_not_called_unreachable(tmp_path: Path, drive: FakeDrive) -> None:
     drive.cut_after = 1000
     with pytest.raises(DownloadError, match="broke off"):
-        download("bigfish", tmp_path, from_=f"{drive.url}/set.zip")
+        download("bigfish", tmp_path, location=f"{drive.url}/set.zip")

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lapo_cli.core.data.sources.replay import ReplayLog, bundled_logs, frames_digest, import_replay, read_log, write_log
+from lapo_cli.core.data.replay_log import ReplayLog, bundled_logs, frames_digest, read_log, write_log
+from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
@@ -36,7 +38,7 @@ def played() -> tuple[ReplayLog, np.ndarray, np.ndarray, np.ndarray]:
         frame_sha256=tuple(hashlib.sha256(frames[step].tobytes()).hexdigest() for step in range(0, STEPS, 64)),
         sha_every=64,
         reward_sum=float(rewards[1:].sum()),
-        procgen_version="0.10.7",
+        env_version="0.10.7",
         info={"agent": "random"},
     )
     return log, frames, rewards, firsts
@@ -131,8 +133,6 @@ def test_a_log_that_does_not_replay_stores_nothing(
     ("changes", "named"),
     [
         ({"format_version": 2}, "format 2"),
-        ({"game": "chess"}, "chess"),
-        ({"distribution_mode": "odd"}, "odd"),
         ({"actions": np.zeros((STEPS, ENVS), np.int64)}, "int64"),
         ({"actions": np.zeros(STEPS, np.uint8)}, r"\(300,\)"),
         ({"actions": np.full((STEPS, ENVS), 15, np.uint8)}, "15"),
@@ -143,6 +143,12 @@ def test_a_log_that_does_not_replay_stores_nothing(
         ({"info": "{"}, "not a valid replay log"),
         ({"info": "[]"}, "info"),
         ({"actions": None}, "'actions' is missing"),
+        ({"reward_sum": np.nan}, "reward_sum is nan"),
+        ({"game": "x" * 10_000}, "no name"),
+        ({"game": np.array(["bigfish"])}, "no name"),
+        ({"rand_seed": 2**40}, "rand_seed"),
+        ({"info": "[" * 100_000}, "not a valid replay log"),
+        ({"actions": np.full((STEPS, ENVS), None)}, "array actions holds neither numbers nor text"),
         ({"reward_sum": None}, "'reward_sum' is missing"),
     ],
 )
@@ -150,18 +156,55 @@ def test_a_malformed_log_is_refused(log_file: Path, changes: dict, named: str) -
     with np.load(log_file) as file:
         arrays = {name: file[name] for name in file.files} | changes
     np.savez(log_file, **{name: array for name, array in arrays.items() if array is not None})
-    with pytest.raises(CorruptDataError, match=named):
+    with pytest.raises(CorruptDataError, match=named) as caught:
+        read_log(log_file)
+    assert str(log_file) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert "pickle" not in str(caught.value)
+
+
+def test_a_log_of_an_environment_that_is_not_registered_says_so(log_file: Path, played) -> None:
+    write_log(log_file, dataclasses.replace(played[0], game="chess"))
+    with pytest.raises(UsageError, match=r"bigfish-train\.npz is a replay log of 'chess'.*--plugin"):
+        read_log(log_file)
+
+
+def test_a_log_of_a_mode_that_its_environment_does_not_have(tmp_path: Path, log_file: Path, played) -> None:
+    write_log(log_file, dataclasses.replace(played[0], distribution_mode="odd"))
+    with pytest.raises(CorruptDataError, match=r"bigfish-train\.npz cannot be made.*'odd'"):
+        import_replay(log_file, tmp_path, "train")
+
+
+def test_older_logs_name_the_version_of_procgen(log_file: Path, played) -> None:
+    with np.load(log_file) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["procgen_version"] = arrays.pop("env_version")
+    np.savez(log_file, **arrays)
+    assert read_log(log_file).env_version == "0.10.7"
+
+
+def test_an_array_whose_header_promises_terabytes(log_file: Path) -> None:
+    with zipfile.ZipFile(log_file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["actions.npy"] = members["actions.npy"].replace(
+        b"(300, 5), }".ljust(30), b"(1000000000000, 5), }".ljust(30)
+    )
+    with zipfile.ZipFile(log_file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(CorruptDataError, match=r"array actions .* its size differs from its header"):
         read_log(log_file)
 
 
 def test_logs_without_a_version_are_of_version_1(log_file: Path) -> None:
     with np.load(log_file) as file:
         arrays = {name: file[name] for name in file.files}
-    for name in ("format_version", "info", "procgen_version"):
+    for name in ("format_version", "info", "env_version", "distribution_mode"):
         del arrays[name]
     np.savez(log_file, **arrays)
     log = read_log(log_file)
-    assert log.procgen_version is None
+    assert log.env_version is None
+    assert log.distribution_mode is None
     assert log.info == {}
 
 

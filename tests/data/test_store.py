@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lapo_cli.core.data.sources.npz import import_chunks
 from lapo_cli.core.data.store import FrameStore, Video, open_store, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError
@@ -24,13 +26,13 @@ def test_what_is_put_is_read_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
     path = store_path(tmp_path, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         assert writer.reserve(4) == 0
         assert writer.reserve(3) == 4
         writer.put_frames(5, frames[5:])  # In any order.
         writer.put_frames(0, frames[:5])
         writer.put_columns(0, np.arange(7), np.arange(7.0), np.arange(7) == 0)
-        made = writer.finish(source="here", made_by="test", num_episodes=3, mean_return=1.5)
+        made = writer.finish(source="here", made_by="test", episode_returns=[0.5, 1.0, 3.0])
     store = open_store(tmp_path, "bigfish", "train")
     assert store.manifest == made
     assert (made.num_frames, made.num_episodes, made.mean_return, made.source) == (7, 3, 1.5, "here")
@@ -140,7 +142,7 @@ def test_a_damaged_store_is_refused_with_the_remedy(
 
 
 def _abandon(path: Path) -> None:
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(10)
         raise RuntimeError
 
@@ -155,7 +157,7 @@ def test_leaving_without_finish_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("forgotten", ["frames", "columns", "all"])
 def test_a_store_with_holes_cannot_be_finished(tmp_path: Path, forgotten: str) -> None:
     path = store_path(tmp_path, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         if forgotten != "all":
             writer.reserve(3)
         if forgotten == "columns":
@@ -163,13 +165,13 @@ def test_a_store_with_holes_cannot_be_finished(tmp_path: Path, forgotten: str) -
         if forgotten == "frames":
             writer.put_columns(0, np.zeros(3, int), np.zeros(3), np.ones(3, bool))
         with pytest.raises(ValueError, match="rows reserved"):
-            writer.finish(source="", made_by="", num_episodes=0, mean_return=None)
+            writer.finish(source="", made_by="", episode_returns=[])
     assert not path.exists()
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64, 3), (2, 64, 64)])
 def test_rows_that_are_not_reserved_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with StoreWriter(store_path(tmp_path, "bigfish", "train"), "bigfish", "train") as writer:
+    with StoreWriter(store_path(tmp_path, "bigfish", "train"), "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(3)
         with pytest.raises(ValueError, match="cannot put"):
             writer.put_frames(0, np.zeros(shape, np.uint8))
@@ -190,17 +192,17 @@ def test_an_older_store_stays_until_the_new_one_is_whole(tmp_path: Path, make_st
 def test_killed_between_the_two_renames_the_older_store_comes_back(tmp_path: Path, make_store: MakeStore) -> None:
     path = make_store(tmp_path)
     path.rename(path.with_name(".train.older"))
-    with StoreWriter(path, "bigfish", "train"):
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15):
         assert FrameStore.open(path).manifest.num_frames == 50
 
 
 def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
     path = store_path(tmp_path, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         other = (
             "import sys; from pathlib import Path\n"
             "from lapo_cli.core.data.store_writer import StoreWriter\n"
-            "with StoreWriter(Path(sys.argv[1]), 'bigfish', 'train'): pass"
+            "with StoreWriter(Path(sys.argv[1]), 'bigfish', 'train', (64, 64, 3), 15): pass"
         )
         done = subprocess.run([sys.executable, "-c", other, path], capture_output=True, text=True)
         assert DownloadError.__name__ in done.stderr
@@ -211,7 +213,8 @@ def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
 def test_killed_while_storing(tmp_path: Path, make_store: MakeStore) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from lapo_cli.core.data.sources.replay import bundled_logs, import_replay\n"
+        "from lapo_cli.core.data.replay_log import bundled_logs\n"
+        "from lapo_cli.core.data.sources.replay import import_replay\n"
         "import_replay(bundled_logs('fruitbot')['train'], Path(sys.argv[1]), 'train')"
     )
     storing = subprocess.Popen([sys.executable, "-c", script, tmp_path])
@@ -237,15 +240,144 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path: Path, monkeypatch: pyt
 
     path = store_path(tmp_path, "bigfish", "train")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DiskFullError, match="full"), StoreWriter(path, "bigfish", "train") as writer:
+    with pytest.raises(DiskFullError, match="full"), StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(10)
     assert [p.name for p in path.parent.iterdir()] == [".train.lock"]
 
 
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     path = store_path(small_disk, "bigfish", "train")
-    with StoreWriter(path, "bigfish", "train") as writer:
+    with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         writer.reserve(50)
         with pytest.raises(DiskFullError, match=str(path.parent)):
             writer.reserve(50)  # 100 frames are 1.2 MB.
     assert [p.name for p in path.parent.iterdir()] == [".train.lock"]
+
+
+def _version_1(path: Path, starts: list[bool], rewards: list[float], made_by: str, returns: list[float]) -> str:
+    """Write a store as lapo did before stores had shapes; returns its fingerprint."""
+    n = len(starts)
+    path.mkdir(parents=True)
+    frames = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)
+    (path / "frames.u8").write_bytes(frames.tobytes())
+    columns = {
+        "actions": (np.arange(n) % 15).astype(np.uint8),
+        "rewards": np.array(rewards, np.float32),
+        "episode_starts": np.array(starts),
+    }
+    digest = hashlib.sha256(f"lapo frame store 1: {n}".encode())
+    for name, column in columns.items():
+        np.save(path / f"{name}.npy", column)
+        digest.update(column.tobytes())
+    for frame in frames:
+        digest.update(frame.tobytes())
+    manifest = {
+        **{"format_version": 1, "lapo_version": "0.1.0", "game": "bigfish", "split": "train", "num_frames": n},
+        **{"num_episodes": len(returns), "mean_return": float(np.mean(returns)) if returns else None},
+        **{"source": "here", "made_by": made_by, "fingerprint": digest.hexdigest()},
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return digest.hexdigest()
+
+
+def test_a_store_of_version_1_opens_with_its_fingerprint_and_the_returns_of_its_episodes(tmp_path: Path) -> None:
+    rewards = [float(2**n) for n in range(12)]
+    # Two environments of six steps: one episode that ended in the first, two in the second.
+    starts = [n in (0, 4, 6, 7, 10) for n in range(12)]
+    returns = [float(sum(rewards[a:b])) for a, b in ((0, 4), (6, 7), (7, 10))]
+    mark = _version_1(tmp_path / "a" / "train", starts, rewards, "replay", returns)
+    store = FrameStore.open(tmp_path / "a" / "train")
+    assert store.manifest.fingerprint == store.video().fingerprint == mark
+    assert (store.manifest.frame_shape, store.manifest.num_actions) == ((64, 64, 3), 15)
+    assert store.episode_returns().tolist() == returns
+    # Two chunks of six frames, in each of which `done` marks two frames, and therefore four are breaks.
+    starts = [n in (0, 1, 2, 4, 5, 6, 7, 8, 10, 11) for n in range(12)]
+    returns = [float(sum(rewards[a:b])) for a, b in ((1, 4), (7, 10))]
+    _version_1(tmp_path / "b" / "train", starts, rewards, "chunks", returns)
+    derived = FrameStore.open(tmp_path / "b" / "train").episode_returns().tolist()
+    assert set(returns) <= set(derived)
+
+
+def test_the_returns_of_chunks_are_those_of_episodes_and_not_of_stretches_between_breaks(tmp_path: Path) -> None:
+    """Returns of 30 to 40 reported as 35.0 ± 4: two breaks at each end made every other stretch one frame long."""
+    rng = np.random.default_rng(0)
+    done = np.zeros(3000, bool)
+    done[np.cumsum(rng.integers(8, 12, 250))] = True
+    rewards = np.zeros(3000, np.float32)
+    rewards[np.flatnonzero(done)[1:] - 1] = rng.uniform(30, 40, int(done.sum()) - 1)
+    folder = tmp_path / "set" / "train"
+    folder.mkdir(parents=True)
+    obs, ta = np.zeros((3000, 4, 4, 3), np.uint8), np.zeros(3000, int)
+    np.savez(folder / "0.npz", obs=obs, ta=ta, done=done, rewards=rewards)
+    made = import_chunks(tmp_path / "set", tmp_path, "bigfish", "train")
+    returns = open_store(tmp_path, "bigfish", "train").episode_returns()
+    assert returns.dtype == np.float64
+    assert len(returns) == made.num_episodes == done.sum() - 1
+    assert returns.mean() == pytest.approx(made.mean_return)
+    assert returns.tolist() == rewards[np.flatnonzero(done)[1:] - 1].tolist()
+    assert 1.96 * returns.std() / len(returns) ** 0.5 < 0.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_frames": 0},
+        {"num_frames": -5},
+        {"num_frames": 10**30},
+        {"num_frames": "50"},
+        {"num_frames": True},
+        {"num_episodes": -1},
+        {"num_episodes": 0, "mean_return": 3.0},
+        {"num_episodes": 5, "mean_return": None},
+        {"num_episodes": 5, "mean_return": float("nan")},
+        {"frame_shape": [64, 64]},
+        {"frame_shape": [64, 64, 4]},
+        {"frame_shape": [10**12, 1, 3]},
+        {"num_actions": 0},
+        {"num_actions": 256},
+        {"format_version": "2"},
+        {"format_version": 0},
+        {"source": "x" * 10**6},
+        {"game": None},
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused_with_its_name(
+    tmp_path: Path, make_store: MakeStore, changes: dict[str, object]
+) -> None:
+    file = make_store(tmp_path) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CorruptDataError, match=r"manifest\.json") as caught:
+        FrameStore.open(file.parent)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["[]", "1" * 5000, '{"format_version": ' + "1" * 5000 + "}", "[" * 100_000, "\ud800"])
+def test_a_manifest_that_is_none(tmp_path: Path, make_store: MakeStore, text: str) -> None:
+    file = make_store(tmp_path) / "manifest.json"
+    file.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(CorruptDataError, match=r"manifest\.json"):
+        FrameStore.open(file.parent)
+
+
+def test_a_column_whose_header_promises_terabytes_is_refused_before_it_is_read(
+    tmp_path: Path, make_store: MakeStore
+) -> None:
+    file = make_store(tmp_path) / "rewards.npy"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"(50,), }".ljust(30), b"(1000000000000,), }".ljust(30)))
+    assert file.read_bytes() != content
+    with pytest.raises(CorruptDataError, match=r"rewards\.npy is missing, truncated or altered"):
+        FrameStore.open(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("num_actions", "actions", "rewards"),
+    [(5, [0, 5], [0, 0]), (5, [-1, 0], [0, 0]), (5, None, [0, 0]), (None, [0, 1], [0, 0]), (5, [0, 1], [1e300, 0])],
+)
+def test_values_that_do_not_fit_are_refused(
+    tmp_path: Path, num_actions: int | None, actions: list[int] | None, rewards: list[float]
+) -> None:
+    with StoreWriter(tmp_path / "a" / "train", "a", "train", (8, 8, 3), num_actions) as writer:
+        at = writer.reserve(2)
+        with pytest.raises(ValueError, match=r"actions|rewards"):
+            writer.put_columns(at, None if actions is None else np.array(actions), np.array(rewards), np.ones(2, bool))

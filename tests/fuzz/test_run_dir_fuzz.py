@@ -130,7 +130,7 @@ def _attempt(call: Callable[[], Any]) -> tuple[Any, str | None]:
 
 @pytest.mark.parametrize("name", _TARGETS)
 @pytest.mark.parametrize("count", _COUNTS)
-def test_damage_is_told_in_a_sentence_or_does_not_matter(folder: Path, name: str, count: int) -> None:
+def test_damage_is_reported_in_a_sentence_or_does_not_matter(folder: Path, name: str, count: int) -> None:
     target = _TARGETS[name]
     file = folder / target.file
     whole = file.read_bytes()

@@ -78,13 +78,13 @@ def gather_windows(
     """Copy frames ``idx + offsets`` out of a store.
 
     Args:
-        frames: (N, 64, 64, 3) uint8, usually a memory map.
+        frames: (N, H, W, 3) uint8, usually a memory map.
         idx: (B,) int64 centres.
         offsets: T offsets from the centre.
-        out: (B, T, 64, 64, 3) uint8, contiguous, to write into.
+        out: (B, T, H, W, 3) uint8, contiguous, to write into.
 
     Returns:
-        (B, T, 64, 64, 3) uint8, contiguous: ``out`` or a new array.
+        (B, T, H, W, 3) uint8, contiguous: ``out`` or a new array.
 
     Raises:
         IndexError: a frame would lie outside of the store.
@@ -117,13 +117,8 @@ class FrameLoader:
         if self._fits() if resident is None else resident:
             self._resident = self._upload()
 
-    @property
-    def resident(self) -> bool:
-        """Whether the whole video lies on the device."""
-        return self._resident is not None
-
     def gather(self, idx: NDArray[np.int64], offsets: Sequence[int] = WINDOW) -> Tensor:
-        """The windows around ``idx`` (B,), now: (B, T, 64, 64, 3) uint8 on the device.
+        """The windows around ``idx`` (B,), now: (B, T, H, W, 3) uint8 on the device.
 
         Raises:
             IndexError: a frame would lie outside of the store.
@@ -188,25 +183,13 @@ class FrameLoader:
         return self._frames.nbytes <= free // 2
 
     def _upload(self) -> Tensor:
-        """(N, 12288) uint8 on the device, copied in pieces so that the host never holds more than one."""
+        """(N, H * W * 3) uint8 on the device, copied in pieces so that the host never holds more than one."""
         flat = self._frames.reshape(len(self._frames), -1)
         resident = torch.empty(flat.shape, dtype=torch.uint8, device=self._device)
         for start in range(0, len(flat), _UPLOAD_FRAMES):
             piece = np.array(flat[start : start + _UPLOAD_FRAMES])
             resident[start : start + len(piece)].copy_(torch.from_numpy(piece))
         return resident
-
-
-def batches(
-    video: Video,
-    sampler: Sampler,
-    start_step: int,
-    num_steps: int,
-    device: torch.device | str,
-    offsets: Sequence[int] = WINDOW,
-) -> Iterator[Tensor]:
-    """One pass of a :class:`FrameLoader` that nobody needs again: (B, T, 64, 64, 3) uint8 on ``device``."""
-    return FrameLoader(video, device).batches(sampler, start_step, num_steps, offsets)
 
 
 def _rows(idx: NDArray[np.int64], offsets: Sequence[int], num_frames: int) -> NDArray[np.int64]:

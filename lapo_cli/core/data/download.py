@@ -1,23 +1,21 @@
-"""Getting demonstrations of a game into the data folder, wherever they come from: plan first, then do it."""
+"""Getting demonstrations of a game into the data folder, whatever their source: plan first, then carry it out."""
 
+import re
 import shutil
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from lapo_cli.core.data.fetch import drive_url, fetch_zip
-from lapo_cli.core.data.origins import Bounds, ChunkOrigin, LogOrigin, Offer, Origin, RemoteOrigin
-from lapo_cli.core.data.replay_log import bundled_logs, read_log
-from lapo_cli.core.data.store import FRAME_BYTES, SPLITS, FrameStore, Manifest, Split, read_manifest, store_path
+from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer
+from lapo_cli.core.data.sources.demos import is_bundled
+from lapo_cli.core.data.store import SPLITS, FrameStore, Manifest, Split, open_store, store_path
 from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.errors import CorruptDataError, UsageError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
 from lapo_cli.core.files import disk_full_as_error, free_space, require_free_space
-from lapo_cli.core.games import GAMES, get_game
-from lapo_cli.core.progress import Progress
+from lapo_cli.core.progress import Progress, Silent
 
-Source = Literal["drive", "demos"]
+DEFAULT_SOURCE = "drive"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -27,137 +25,80 @@ class Plan:
     Attributes:
         game: its name.
         data_dir: where its stores go.
-        origin: where the frames come from.
-        offers: split -> the store that will be made of it.
-        kept: split -> manifest of a store of that very source which is already here.
-        replaced: split -> manifest of a store of another source which will give way.
+        importer: where the frames come from.
+        offers: split -> the store that will be made.
+        kept: split -> manifest of a store that is already here and stays.
+        replaced: split -> manifest of a store that is here and will be replaced.
         bounds: split -> most frames to take, None for all.
         fresh: fetch and store anew what is already here.
-        fetch_bytes: 0 where nothing is fetched, None where only the server knows how much.
-        store_bytes: what the new stores take, None where it is not known yet; an estimate for Google Drive.
         free_bytes: what is free on the disk now.
     """
 
     game: str
     data_dir: Path
-    origin: Origin
+    importer: Importer
     offers: dict[Split, Offer]
     kept: dict[Split, Manifest]
     replaced: dict[Split, Manifest]
     bounds: Bounds
     fresh: bool
-    fetch_bytes: int | None
-    store_bytes: int | None
     free_bytes: int
 
-
-@dataclass(frozen=True)
-class Demos:
-    """Bundled demonstrations of a game.
-
-    Attributes:
-        game: its name.
-        frames: split -> how many frames they make.
-        policies: who played, and how.
-        training_steps: environment steps that the most trained of them had; a planner needs none.
-        seed: of the training log's levels and random choices.
-        mean_return, low, high: of the training log's episodes, with its 95 % interval.
-        episodes: how many these are.
-        normalized: (mean_return - random) / (paper's expert - random).
-    """
-
-    game: str
-    frames: dict[Split, int]
-    policies: tuple[str, ...]
-    training_steps: int
-    seed: int
-    mean_return: float
-    low: float
-    high: float
-    episodes: int
-    normalized: float
-
-
-@dataclass(frozen=True)
-class GameRow:
-    """One line of the list of games.
-
-    Attributes:
-        game: its name.
-        stores: split -> manifest of what is here.
-        problems: split -> why what is here cannot be used.
-    """
-
-    game: str
-    stores: dict[Split, Manifest]
-    problems: dict[Split, str]
+    @property
+    def store_bytes(self) -> int | None:
+        """What the new stores take, None where it is not known yet."""
+        sizes = [offer.num_bytes for offer in self.offers.values()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def plan(
     game: str,
     data_dir: Path,
     *,
-    source: Source = "drive",
-    from_: str | Path | None = None,
+    source: str | None = None,
+    location: str | Path | None = None,
     max_frames: int | None = None,
     fresh: bool = False,
+    splits: Sequence[Split] = SPLITS,
 ) -> Plan:
     """Find out what getting a game's demonstrations will take. Nothing is fetched or stored.
 
     Args:
-        game: its name.
+        game: its name; of one's own data, any name of letters, digits, '-', '_' and '.'.
         data_dir: where its stores go.
-        source: the official zip file on Google Drive, or the demonstrations bundled with lapo.
-        from_: take them from here instead: a zip file or a folder of npz chunks, a replay log, a folder of
-            ``<game>-train.npz`` and ``<game>-test.npz``, or the http(s) address of a zip file.
-        max_frames: at most so many train frames, at least 3; the test split is small and always taken whole.
+        source: a name in :data:`SOURCES`; None for whichever reads ``location`` or, without one, the official files.
+        location: a path or an address; None for the source's own data.
+        max_frames: at most so many train frames, at least 3; the test split is small and always taken completely.
         fresh: make the stores anew even where they are already here, and fetch anew.
+        splits: get only these.
 
     Raises:
-        UnknownNameError, MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
+        UnknownNameError: there is no such source.
+        MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
         DiskFullError: no room to look into the first chunk.
     """
-    get_game(game)
-    if max_frames is not None and max_frames < 3:
-        raise UsageError(f"{max_frames} frames hold no window: ask for 3 or more.")
+    if not _NAME.fullmatch(game):
+        raise UsageError(f"'{game[:100]}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
     bounds: Bounds = {"train": max_frames, "test": None}
-    origin = _origin(game, source, from_, data_dir)
-    offers = origin.offers(bounds)
+    importer = _open(game, source, None if location is None else str(location), data_dir)
+    offers = {split: offer for split, offer in importer.offers(bounds).items() if split in splits}
     here = {split: _manifest(data_dir, game, split) for split in offers}
-    kept = {split: m for split, m in here.items() if m and m.source == offers[split].source and not fresh}
-    wanted = {split: offer for split, offer in offers.items() if split not in kept}
+    kept = {split: m for split, m in here.items() if m and not fresh and m.source == offers[split].source}
     return Plan(
         game=game,
         data_dir=data_dir,
-        origin=origin,
-        offers=wanted,
+        importer=importer,
+        offers={split: offer for split, offer in offers.items() if split not in kept},
         kept=kept,
         replaced={split: m for split, m in here.items() if m and split not in kept},
         bounds=bounds,
         fresh=fresh,
-        fetch_bytes=None if wanted and isinstance(origin, RemoteOrigin) else 0,
-        store_bytes=_store_bytes(wanted),
         free_bytes=free_space(data_dir),
     )
 
 
-def download(
-    game: str,
-    data_dir: Path,
-    *,
-    source: Source = "drive",
-    from_: str | Path | None = None,
-    max_frames: int | None = None,
-    fresh: bool = False,
-    progress: Progress | None = None,
-) -> dict[Split, Manifest]:
-    """Plan and carry out; see :func:`plan` for the arguments and :func:`carry_out` for the rest."""
-    asked = plan(game, data_dir, source=source, from_=from_, max_frames=max_frames, fresh=fresh)
-    return carry_out(asked, progress)
-
-
 def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manifest]:
-    """Do what a plan says. Interrupted in any way, the same plan made again goes on from there.
+    """Do what a plan says. Interrupted in any way, the same plan made again continues.
 
     Returns:
         split -> manifest of the store that is now here.
@@ -165,120 +106,117 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
     Raises:
         DownloadError: it could not be fetched, or another process is getting the same game.
         CorruptDataError, MissingInputError: what was fetched or given is not what it should be.
-        DiskFullError: it does not fit; what was whole before is untouched.
-        EnvironmentUnavailableError: a replay log was given and there is no Procgen here.
+        DiskFullError: it does not fit; what was complete before is untouched.
+        EnvironmentUnavailableError: a replay log was given and its environment cannot run here.
     """
     if not plan.offers:
         return dict(plan.kept)
-    require_free_space(plan.data_dir, plan.store_bytes or 0, f"Storing {plan.game}")
-    home = plan.data_dir / plan.game
-    with disk_full_as_error(home):
-        home.mkdir(parents=True, exist_ok=True)
-    with only_one(home / ".download.lock", f"getting {plan.game}"):
-        if not isinstance(plan.origin, RemoteOrigin):
-            return _store(plan, plan.origin, plan.offers, progress)
-        return _fetch_and_store(plan, plan.origin, home / ".download", progress)
+    shown = progress or Silent()
+    title = f"Storing {plan.game}"
+    require_free_space(plan.data_dir, plan.store_bytes or 0, title)
+    scratch = _scratch(plan.data_dir, plan.game)
+    with disk_full_as_error(scratch):
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(scratch.parent / ".download.lock", f"getting {plan.game}"):
+        if plan.fresh:
+            shutil.rmtree(scratch, ignore_errors=True)
+        made = dict(plan.kept)
+        try:
+            importer = plan.importer.fetch(shown)
+            # What was fetched may be more or less than was supposed.
+            offers = {split: offer for split, offer in importer.offers(plan.bounds).items() if split in plan.offers}
+            require_free_space(plan.data_dir, sum(offer.num_bytes or 0 for offer in offers.values()), title)
+            for split in offers:
+                made[split] = importer.store(split, plan.data_dir, plan.bounds[split], shown)
+        except CorruptDataError as error:
+            if plan.importer.url is None:
+                raise
+            raise CorruptDataError(f"{error} To fetch all of it anew: the same command with --fresh.") from error
+        shutil.rmtree(scratch, ignore_errors=True)
+    return made
 
 
-def list_games(data_dir: Path) -> list[GameRow]:
-    """All sixteen games, and what is here."""
-    rows = []
-    for game in GAMES:
-        stores: dict[Split, Manifest] = {}
-        problems: dict[Split, str] = {}
-        for split in SPLITS:
-            path = store_path(data_dir, game, split)
-            if path.is_dir():
-                try:
-                    stores[split] = read_manifest(path)
-                except CorruptDataError as error:
-                    problems[split] = str(error)
-        rows.append(GameRow(game, stores, problems))
-    return rows
+def download(
+    game: str,
+    data_dir: Path,
+    *,
+    source: str | None = None,
+    location: str | Path | None = None,
+    max_frames: int | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> dict[Split, Manifest]:
+    """Plan and carry out; see :func:`plan` for the arguments and :func:`carry_out` for the rest."""
+    planned = plan(game, data_dir, source=source, location=location, max_frames=max_frames, fresh=fresh)
+    return carry_out(planned, progress)
 
 
-def bundled_demos(game: str) -> Demos:
-    """What is bundled of a game, and how well it was played.
+def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progress: Progress) -> FrameStore:
+    """Get the stores of a game that are missing; one that is here is never replaced.
+
+    Args:
+        game: its name.
+        data_dir: root of the stores.
+        source: where missing ones come from, a name in :data:`SOURCES`.
+        max_frames: most train frames to get.
+        progress: told what is missing, what is got, and what is used.
+
+    Returns:
+        The train store.
 
     Raises:
-        MissingInputError, CorruptDataError: this installation is not whole.
+        UnknownNameError: there is no such source.
+        MissingInputError: the source has no data of this game, or the bundled demonstrations are here and ``source``
+            names others.
+        UsageError: the train and the test store do not fit together.
+        LapoError: they could not be had, or are damaged.
     """
-    logs = {split: read_log(path) for split, path in bundled_logs(game).items()}
-    info = logs["train"].info
-    policies = info["settings"]["policies"]
-    return Demos(
-        game=game,
-        frames={split: log.num_frames for split, log in logs.items()},
-        policies=tuple(
-            words if count == len(policies) else f"{count} of {len(policies)}: {words}"
-            for words, count in Counter(map(_in_words, policies)).items()
-        ),
-        training_steps=max(policy.get("env_steps") or 0 for policy in policies),
-        seed=info["settings"]["seed"],
-        mean_return=info["mean_return"],
-        low=info["low"],
-        high=info["high"],
-        episodes=info["measured_episodes"],
-        normalized=info["normalized"],
-    )
+    SOURCES.get(source)
+    missing = [split for split in SPLITS if not store_path(data_dir, game, split).exists()]
+    if missing:
+        progress.log(
+            f"There are no {' or '.join(missing)} frames of {game} in {data_dir}: getting them from '{source}'."
+        )
+        carry_out(plan(game, data_dir, source=source, max_frames=max_frames, splits=missing), progress)
+    train = open_store(data_dir, game, "train")
+    test = open_store(data_dir, game, "test")
+    of_train, of_test = ((store.manifest.frame_shape, store.manifest.num_actions) for store in (train, test))
+    if of_train != of_test:
+        raise UsageError(
+            f"The frames of {game} in {data_dir} do not fit together: train has shape and actions {of_train}, "
+            f"test has {of_test}: get both from one source with 'lapo download {game}'."
+        )
+    if source != "demos" and is_bundled(train.manifest):
+        raise MissingInputError(
+            f"{data_dir} holds the bundled demonstrations of {game} but this configuration wants those of '{source}': "
+            f"get them with 'lapo download {game} --source {source}', or use what is there with --set "
+            "data.source=demos."
+        )
+    progress.log(f"{game}: {train.manifest.num_frames:,} training frames from {train.manifest.source}.")
+    return train
 
 
-def _in_words(policy: Mapping[str, Any]) -> str:
-    """A policy of a log's ``info``, such as 'expert (25,000,000 steps, seed 0, sampled)'."""
-    facts = [
-        f"{policy['env_steps']:,} steps" if policy.get("env_steps") else "",
-        f"seed {policy['seed']}" if "seed" in policy else "",
-        str(policy.get("actions", "")),
-        f"{100 * policy['epsilon']:g} % random" if policy["epsilon"] else "",
-    ]
-    told = ", ".join(fact for fact in facts if fact)
-    return f"{policy['policy']} ({told})" if told else str(policy["policy"])
-
-
-def _origin(game: str, source: Source, from_: str | Path | None, data_dir: Path) -> Origin:
-    if from_ is None and source == "drive":
-        return RemoteOrigin(game, drive_url(get_game(game).drive_id), official=True)
-    if from_ is None:
-        return LogOrigin(game, bundled_logs(game))
-    if str(from_).startswith(("http://", "https://")):
-        return RemoteOrigin(game, str(from_), official=False)
-    path = Path(from_)
-    if path.suffix == ".npz":
-        return LogOrigin(game, {"test" if path.stem.endswith("-test") else "train": path})
-    files = {split: path / f"{game}-{split}.npz" for split in SPLITS}
-    logs = {split: file for split, file in files.items() if file.is_file()}
-    return LogOrigin(game, logs) if logs else ChunkOrigin(game, path, scratch=data_dir)
-
-
-def _fetch_and_store(
-    plan: Plan, remote: RemoteOrigin, folder: Path, progress: Progress | None
-) -> dict[Split, Manifest]:
-    if plan.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    archive = fetch_zip(remote.url, plan.game, folder, ways_out=_ways_out(plan.game), progress=progress)
-    fetched = ChunkOrigin(plan.game, archive, scratch=folder, name=remote.url)
+def _open(game: str, source: str | None, location: str | None, data_dir: Path) -> Importer:
+    """The importer of the first source that reads ``location``."""
+    candidates = SOURCES.values()
+    if source is not None or location is None:
+        candidates = [SOURCES.get(source or DEFAULT_SOURCE)]
     try:
-        offers = {split: offer for split, offer in fetched.offers(plan.bounds).items() if split in plan.offers}
-        made = _store(plan, fetched, offers, progress)
-    except CorruptDataError as error:
-        raise CorruptDataError(f"{error} To fetch all of it anew: the same command with --fresh.") from error
-    shutil.rmtree(folder, ignore_errors=True)
-    return made
+        for candidate in candidates:
+            importer = candidate.open(game, location, _scratch(data_dir, game))
+            if importer is not None:
+                return importer
+        found = Path(str(location)).exists()
+    except OSError as error:
+        raise MissingInputError(f"{location} cannot be read ({error.strerror}): check the path.") from error
+    if not found:
+        raise MissingInputError(f"There is no file or folder {location}: check the path.")
+    readable = " ".join(f"{candidate.name}: {candidate.description}" for candidate in candidates)
+    raise MissingInputError(f"There is nothing of {game} at {location} that can be read. What can be: {readable}")
 
 
-def _store(
-    plan: Plan, origin: LogOrigin | ChunkOrigin, offers: dict[Split, Offer], progress: Progress | None
-) -> dict[Split, Manifest]:
-    require_free_space(plan.data_dir, _store_bytes(offers) or 0, f"Storing {plan.game}")
-    made = dict(plan.kept)
-    for split in offers:
-        made[split] = origin.store(split, plan.data_dir, plan.bounds[split], progress)
-    return made
-
-
-def _store_bytes(offers: dict[Split, Offer]) -> int | None:
-    frames = [offer.num_frames for offer in offers.values()]
-    return None if None in frames else FRAME_BYTES * sum(count for count in frames if count is not None)
+def _scratch(data_dir: Path, game: str) -> Path:
+    return data_dir / game / ".download"
 
 
 def _manifest(data_dir: Path, game: str, split: Split) -> Manifest | None:
@@ -288,11 +226,3 @@ def _manifest(data_dir: Path, game: str, split: Split) -> Manifest | None:
         return FrameStore.open(path).manifest if path.is_dir() else None
     except CorruptDataError:
         return None
-
-
-def _ways_out(game: str) -> str:
-    return (
-        f"wait up to 24 hours and run the same command again, or fetch {drive_url(get_game(game).drive_id)} in a "
-        f"browser and run `lapo download {game} --from FILE.zip`, or use the bundled demonstrations with "
-        f"`lapo download {game} --source demos`."
-    )

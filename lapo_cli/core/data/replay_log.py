@@ -1,30 +1,30 @@
-"""Replay logs: demonstrations as actions, one byte a frame, which Procgen turns back into the frames bit for bit.
+"""Replay logs: demonstrations as actions, one byte a frame, which the environment turns back into the frames exactly.
 
 A log is an npz file, version 1, of
 
 - ``format_version`` int (missing in the oldest logs, which are of version 1);
-- ``game``, ``distribution_mode`` str; ``rand_seed``, ``num_envs`` (N) int: how the environments were made;
+- ``game`` str; ``rand_seed``, ``num_envs`` (N) int; and, where it is not the default of the environment,
+  ``distribution_mode`` str: how the environments were made;
 - ``actions`` (T, N) uint8: what each environment was given after its t-th observation;
-- ``frame_sha256`` (ceil(T / sha_every),) str and ``sha_every`` int: hex SHA-256 of the bytes of the (N, 64, 64, 3)
+- ``frame_sha256`` (ceil(T / sha_every),) str and ``sha_every`` int: hex SHA-256 of the bytes of the (N, H, W, 3)
   frames of steps 0, sha_every, 2 sha_every, ...;
 - ``reward_sum`` float: sum of the rewards observed at steps 1 to T - 1;
-- ``procgen_version`` str and ``info``, a JSON object as str: both optional.
+- ``env_version`` str (``procgen_version`` in older logs) and ``info``, a JSON object as str: both optional.
 
 ``info`` as ``lapo record`` writes it holds ``lapo_version``; ``settings``: the ``policies`` (each with its ``epsilon``,
 and for a network its stage, whether its ``actions`` were sampled or greedy, environment steps, seed and the beginning
 of its weights' SHA-256), the ``seed`` asked for, ``num_envs`` and ``steps``; ``resumed_at``, the steps at which an
 interrupted recording went on, with other random numbers; ``episodes``, how many ended; and, over the
 ``measured_episodes`` first ones of every environment, as many of each, ``mean_return``, its 95 % bootstrap interval
-``low`` to ``high``, and ``normalized``.
+``low`` to ``high``, and ``normalized`` where the environment has reference returns.
 """
 
 import hashlib
-import importlib.metadata
 import importlib.resources
 import json
 import math
+import reprlib
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +33,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from lapo_cli.core.data.arrays import UNREADABLE, Header, open_member
 from lapo_cli.core.data.store import SPLITS, Split
-from lapo_cli.core.errors import CorruptDataError, MissingInputError
+from lapo_cli.core.envs.base import ENVIRONMENTS
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
 from lapo_cli.core.files import atomic_path
-from lapo_cli.core.games import GAMES, NUM_ACTIONS
 
 FORMAT_VERSION = 1
-# All that zipfile and numpy raise on damaged bytes.
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_ARRAYS = (
+    *("format_version", "game", "distribution_mode", "rand_seed", "num_envs", "actions", "frame_sha256", "sha_every"),
+    *("reward_sum", "env_version", "procgen_version", "info"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +51,13 @@ class ReplayLog:
     """What it takes to play demonstrations again; the fields are those of the file."""
 
     game: str
-    distribution_mode: str
+    distribution_mode: str | None
     rand_seed: int
     actions: NDArray[np.uint8]
     frame_sha256: tuple[str, ...]
     sha_every: int
     reward_sum: float
-    procgen_version: str | None = None
+    env_version: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,34 +77,33 @@ class ReplayLog:
 
 
 def frames_digest(frames: NDArray[np.uint8]) -> str:
-    """Hex SHA-256 of the (N, 64, 64, 3) frames of one step."""
+    """Hex SHA-256 of the (N, H, W, 3) frames of one step."""
     return hashlib.sha256(np.ascontiguousarray(frames).data).hexdigest()
 
 
-def installed_procgen() -> str:
-    """Version of the Procgen that would record here, for :attr:`ReplayLog.procgen_version`."""
-    return importlib.metadata.version("procgen-mirror")
-
-
 def bundled_logs(game: str) -> dict[Split, Path]:
-    """The logs of a game that come with the package: split -> file."""
-    folder = Path(str(importlib.resources.files("lapo_cli"))) / "demos"
-    return {split: folder / f"{game}-{split}.npz" for split in SPLITS}
+    """The logs of a game that come with the package: split -> file; empty where there are none."""
+    return logs_in(Path(str(importlib.resources.files("lapo_cli"))) / "demos", game)
+
+
+def logs_in(folder: Path, game: str) -> dict[Split, Path]:
+    """The logs of a game in a folder, named as ``lapo record`` does: split -> file."""
+    files = {split: folder / f"{game}-{split}.npz" for split in SPLITS}
+    return {split: file for split, file in files.items() if file.is_file()}
 
 
 def write_log(path: Path, log: ReplayLog) -> None:
-    """Write a log whole or not at all.
+    """Write a log completely or not at all.
 
     Raises:
         DiskFullError: the disk is full.
     """
-    optional = {} if log.procgen_version is None else {"procgen_version": log.procgen_version}
+    optional = {"distribution_mode": log.distribution_mode, "env_version": log.env_version}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             format_version=FORMAT_VERSION,
             game=log.game,
-            distribution_mode=log.distribution_mode,
             rand_seed=log.rand_seed,
             num_envs=log.num_envs,
             actions=log.actions,
@@ -109,7 +111,7 @@ def write_log(path: Path, log: ReplayLog) -> None:
             sha_every=log.sha_every,
             reward_sum=log.reward_sum,
             info=json.dumps(dict(log.info)),
-            **optional,
+            **{name: value for name, value in optional.items() if value is not None},
         )
 
 
@@ -119,57 +121,85 @@ def read_log(path: Path) -> ReplayLog:
     Raises:
         MissingInputError: there is no such file.
         CorruptDataError: it is no log, of a newer format, or one of its arrays is missing or not as it should be.
+        UsageError: its environment is not registered.
     """
     if not path.is_file():
         raise MissingInputError(f"There is no replay log {path}: check the path.")
     try:
-        # zipfile first, because np.load would also read a lone array.
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except _UNREADABLE as error:
+        with zipfile.ZipFile(path) as archive:
+            there = {name for name in _ARRAYS if f"{name}.npy" in archive.namelist()}
+            arrays = {name: _array(archive, name, path) for name in there}
+    except UNREADABLE as error:
         raise CorruptDataError(f"{path} is truncated, altered or no replay log: get it again.") from error
     try:
-        return _parse_log(arrays)
+        log = _parse_log(arrays)
     except KeyError as error:
         raise CorruptDataError(f"{path} is no replay log: the array {error} is missing.") from error
-    except (ValueError, TypeError) as error:
-        raise CorruptDataError(f"{path} is not a valid replay log: {error}.") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise CorruptDataError(f"{path} is not a valid replay log: {str(error)[:200]}.") from error
+    if log.game not in ENVIRONMENTS:
+        raise UsageError(
+            f"{path} is a replay log of {_short(log.game)}, an environment that is not registered: name the file that "
+            "registers it with --plugin."
+        )
+    num_actions = ENVIRONMENTS.get(log.game).require_actions()
+    if log.actions.max() >= num_actions:
+        raise CorruptDataError(
+            f"{path} is not a valid replay log: actions holds {log.actions.max()}, which is no action of {log.game}: "
+            f"they go from 0 to {num_actions - 1}."
+        )
+    return log
+
+
+def _array(archive: zipfile.ZipFile, name: str, path: Path) -> NDArray[Any]:
+    shown = f"{path}: array {name}"
+    with open_member(archive, f"{name}.npy", shown) as (stream, info):
+        return Header(shown, stream, info.file_size).read()
 
 
 def _parse_log(arrays: dict[str, NDArray[Any]]) -> ReplayLog:
     version = int(arrays.get("format_version", np.array(1)))
     if version != FORMAT_VERSION:
         raise ValueError(f"it is of format {version} where this lapo knows {FORMAT_VERSION}")
-    game = str(arrays["game"])
-    if game not in GAMES:
-        raise ValueError(f"there is no game {game!r}")
-    mode = str(arrays["distribution_mode"])
-    if mode not in ("easy", "hard"):
-        raise ValueError(f"the distribution mode is {mode!r} instead of 'easy' or 'hard'")
     rand_seed = int(arrays["rand_seed"])
     if not 0 <= rand_seed < 2**31:
-        raise ValueError(f"rand_seed is {rand_seed}, which Procgen does not take")
+        raise ValueError(f"rand_seed is {rand_seed} instead of a number from 0 to 2^31 - 1")
     actions = arrays["actions"]
     if actions.dtype != np.uint8 or actions.ndim != 2 or actions.size == 0:
         raise ValueError(f"actions is {actions.dtype} {actions.shape} instead of uint8 (T, N)")
-    if actions.max() >= NUM_ACTIONS:
-        raise ValueError(f"actions holds {actions.max()}, which is no action: they go from 0 to {NUM_ACTIONS - 1}")
     if int(arrays["num_envs"]) != actions.shape[1]:
         raise ValueError(f"num_envs is {arrays['num_envs']} but actions are {actions.shape}")
     sha_every, digests = int(arrays["sha_every"]), arrays["frame_sha256"]
     if sha_every < 1 or digests.shape != (math.ceil(len(actions) / sha_every),) or digests.dtype.kind != "U":
         raise ValueError(f"frame_sha256 is {digests.dtype} {digests.shape}: not one text for every {sha_every} steps")
+    reward_sum = float(arrays["reward_sum"])
+    if not math.isfinite(reward_sum):
+        raise ValueError(f"reward_sum is {reward_sum}")
     info = json.loads(str(arrays["info"])) if "info" in arrays else {}
     if not isinstance(info, dict):
         raise ValueError("info is not a JSON object")
+    version_array = arrays.get("env_version", arrays.get("procgen_version"))
+    mode = arrays.get("distribution_mode")
     return ReplayLog(
-        game=game,
-        distribution_mode=mode,
+        game=_text(arrays["game"]),
+        distribution_mode=None if mode is None else _text(mode),
         rand_seed=rand_seed,
         actions=actions,
         frame_sha256=tuple(str(digest) for digest in digests),
         sha_every=sha_every,
-        reward_sum=float(arrays["reward_sum"]),
-        procgen_version=str(arrays["procgen_version"]) if "procgen_version" in arrays else None,
+        reward_sum=reward_sum,
+        env_version=None if version_array is None else _text(version_array),
         info=cast(Mapping[str, Any], info),
     )
+
+
+def _text(array: NDArray[Any]) -> str:
+    """A text that is short enough for messages."""
+    text = str(array)
+    if array.dtype.kind != "U" or array.ndim != 0 or len(text) > 100:
+        raise ValueError(f"{_short(text)} is no name")
+    return text
+
+
+def _short(text: str) -> str:
+    return reprlib.repr(text)

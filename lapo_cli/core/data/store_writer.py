@@ -1,10 +1,11 @@
-"""Making a frame store: in a temporary folder beside it, in bounded memory, renamed into place when it is whole."""
+"""Making a frame store: in a temporary folder beside it, in bounded memory, renamed into place when it is complete."""
 
+import math
 import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,14 +17,15 @@ from numpy.typing import NDArray
 
 from lapo_cli import __version__
 from lapo_cli.core.data.store import (
-    COLUMNS,
     FORMAT_VERSION,
-    FRAME_BYTES,
-    FRAME_SHAPE,
     FRAMES_FILE,
     MANIFEST_FILE,
+    RETURNS,
+    UNLABELLED,
+    FrameShape,
     Manifest,
     Split,
+    column_types,
     fingerprint,
     map_frames,
 )
@@ -59,20 +61,31 @@ class StoreWriter:
     Frames are written with pwrite and not through a map: a full disk is then an error and not a SIGBUS, and no
     page of the store ever belongs to this process.
 
+    Args:
+        path: folder of the store.
+        game, split: what it will hold.
+        frame_shape: (H, W, 3); an attribute too.
+        num_actions: how many actions there are, 1 to 255, or None where the frames have none; an attribute too.
+
     Raises:
         DownloadError: another process is making the same store.
         DiskFullError: (every method) the disk filled up.
     """
 
-    def __init__(self, path: Path, game: str, split: Split) -> None:
+    def __init__(self, path: Path, game: str, split: Split, frame_shape: FrameShape, num_actions: int | None) -> None:
         self._path = path
         self._game = game
         self._split = split
+        self.frame_shape = frame_shape
+        self._frame_bytes = math.prod(frame_shape)
+        self.num_actions = num_actions
         self._num_frames = 0
         self._frames_put = 0
         self._counting = threading.Lock()
         self._columns_put = 0
-        self._columns: dict[str, NDArray[Any]] = {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}
+        self._columns: dict[str, NDArray[Any]] = {
+            name: np.empty(0, dtype) for name, dtype in column_types(num_actions).items()
+        }
 
     def __enter__(self) -> "StoreWriter":
         with disk_full_as_error(self._path.parent), ExitStack() as stack:
@@ -104,24 +117,24 @@ class StoreWriter:
         """
         first = self._num_frames
         with disk_full_as_error(self._path.parent):
-            os.posix_fallocate(self._file, first * FRAME_BYTES, num_frames * FRAME_BYTES)
+            os.posix_fallocate(self._file, first * self._frame_bytes, num_frames * self._frame_bytes)
         self._num_frames += num_frames
         for name, column in self._columns.items():
             self._columns[name] = np.concatenate([column, np.zeros(num_frames, column.dtype)])
         return first
 
     def put_frames(self, at: int, frames: NDArray[np.uint8]) -> None:
-        """Write (K, 64, 64, 3) uint8 frames to rows ``at`` to ``at + K``, which must be reserved.
+        """Write (K, H, W, 3) uint8 frames to rows ``at`` to ``at + K``, which must be reserved.
 
         Several threads may do so at once.
 
         Raises:
             ValueError: wrong shape or type, or rows that are not reserved.
         """
-        if frames.dtype != np.uint8 or frames.shape[1:] != FRAME_SHAPE or not self._reserved(at, len(frames)):
+        if frames.dtype != np.uint8 or frames.shape[1:] != self.frame_shape or not self._reserved(at, len(frames)):
             raise ValueError(f"cannot put {frames.dtype} {frames.shape} at {at} of {self._num_frames}")
         rest = np.ascontiguousarray(frames).reshape(-1).data
-        offset = at * FRAME_BYTES
+        offset = at * self._frame_bytes
         with disk_full_as_error(self._path.parent):
             while rest:
                 written = os.pwrite(self._file, rest, offset)
@@ -132,26 +145,50 @@ class StoreWriter:
     def put_columns(
         self,
         at: int,
-        actions: NDArray[np.integer[Any]],
-        rewards: NDArray[np.floating[Any]],
+        actions: NDArray[np.integer[Any]] | None,
+        rewards: NDArray[np.floating[Any]] | None,
         episode_starts: NDArray[np.bool_],
     ) -> None:
-        """Set the small columns of rows ``at`` to ``at + K``, each (K,); the values fit the types of the store.
+        """Set the small columns of rows ``at`` to ``at + K``, each (K,).
+
+        Args:
+            at: the first row.
+            actions: in [0, num_actions), or :data:`UNLABELLED`; None where the store has no actions.
+            rewards: finite as float32; None where there are none, which stores zeros.
+            episode_starts: true where a frame does not follow the one before it.
 
         Raises:
-            ValueError: lengths differ, or rows that are not reserved.
+            ValueError: lengths or values do not fit, or rows that are not reserved.
         """
-        count = len(actions)
-        if len(rewards) != count or len(episode_starts) != count or not self._reserved(at, count):
+        count = len(episode_starts)
+        given = [column for column in (actions, rewards) if column is not None]
+        if any(len(column) != count for column in given) or not self._reserved(at, count):
             raise ValueError(f"cannot put columns of {count} rows at {at} of {self._num_frames}")
+        if (actions is None) != (self.num_actions is None):
+            raise ValueError(
+                f"actions are {'missing' if actions is None else 'given'} in a store of {self.num_actions}"
+            )
         rows = slice(at, at + count)
-        self._columns["actions"][rows] = actions
-        self._columns["rewards"][rows] = rewards
+        if actions is not None and self.num_actions is not None:
+            known = actions[actions != UNLABELLED]
+            if len(known) and not 0 <= known.min() <= known.max() < self.num_actions:
+                raise ValueError(f"actions go from {known.min()} to {known.max()} in a store of {self.num_actions}")
+            self._columns["actions"][rows] = actions
+        if rewards is not None:
+            if not (np.abs(rewards) <= np.finfo(np.float32).max).all():
+                raise ValueError("rewards are not finite as float32")
+            self._columns["rewards"][rows] = rewards
         self._columns["episode_starts"][rows] = episode_starts
         self._columns_put += count
 
-    def finish(self, *, source: str, made_by: str, num_episodes: int, mean_return: float | None) -> Manifest:
+    def finish(self, *, source: str, made_by: str, episode_returns: Sequence[float] | NDArray[np.float64]) -> Manifest:
         """Complete the store and put it in place of an older one.
+
+        Args:
+            source: where the frames came from; two stores of the same source are equal.
+            made_by: the importer.
+            episode_returns: of the episodes that are there from their first frame to their last; empty where rewards
+                are not known.
 
         Raises:
             ValueError: rows that were reserved have not been written, or there are none.
@@ -160,24 +197,28 @@ class StoreWriter:
             raise ValueError(
                 f"{self._num_frames} rows reserved, {self._frames_put} frames and {self._columns_put} columns put"
             )
+        returns = np.asarray(episode_returns, np.float64)
+        arrays = {**self._columns, RETURNS: returns}
         with disk_full_as_error(self._path.parent):
             os.fsync(self._file)
-            for name, column in self._columns.items():
+            for name, array in arrays.items():
                 file = self._folder / f"{name}.npy"
-                np.save(file, column)
+                np.save(file, array)
                 fsync_path(file)
-            frames = map_frames(self._folder / FRAMES_FILE, self._num_frames)
+            frames = map_frames(self._folder / FRAMES_FILE, self._num_frames, self.frame_shape)
             manifest = Manifest(
                 format_version=FORMAT_VERSION,
                 lapo_version=__version__,
                 game=self._game,
                 split=self._split,
                 num_frames=self._num_frames,
-                num_episodes=num_episodes,
-                mean_return=mean_return,
+                frame_shape=self.frame_shape,
+                num_actions=self.num_actions,
+                num_episodes=len(returns),
+                mean_return=float(returns.mean()) if len(returns) else None,
                 source=source,
                 made_by=made_by,
-                fingerprint=fingerprint(frames, self._columns),
+                fingerprint=fingerprint(frames, arrays, self.num_actions),
             )
             atomic_write_json(self._folder / MANIFEST_FILE, manifest.as_dict())
             self._move_into_place()

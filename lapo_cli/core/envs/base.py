@@ -25,10 +25,12 @@ class VecEnv(ABC):
     Attributes:
         num_envs: N.
         saves_state: whether :meth:`get_state` and :meth:`set_state` work, so that training resumes exactly.
+        version: of what renders the frames, named where a replay log does not replay; None where it is not known.
     """
 
     num_envs: int
     saves_state = False
+    version: str | None = None
 
     @abstractmethod
     def observe(self) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]":

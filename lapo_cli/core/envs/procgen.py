@@ -86,6 +86,7 @@ class ProcgenVecEnv(VecEnv):
 
     Raises:
         EnvironmentUnavailableError: Procgen has no wheel for this platform.
+        ValueError: there is no such distribution mode.
     """
 
     saves_state = True
@@ -94,7 +95,10 @@ class ProcgenVecEnv(VecEnv):
         self, game: str, num_envs: int, seed: int, *, num_threads: int | None = None, distribution_mode: str = "easy"
     ) -> None:
         make = _import_procgen()
+        if distribution_mode not in ("easy", "hard"):
+            raise ValueError(f"the distribution mode is {distribution_mode!r} instead of 'easy' or 'hard'")
         self.num_envs = num_envs
+        self.version = installed_procgen()
         self._env = make(
             num=num_envs,
             env_name=game,

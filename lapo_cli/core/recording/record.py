@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lapo_cli
-from lapo_cli.core.data.replay_log import ReplayLog, frames_digest, installed_procgen, read_log, write_log
-from lapo_cli.core.data.sources.replay import replay
-from lapo_cli.core.envs.procgen import ProcgenVecEnv
+from lapo_cli.core.data.replay_log import ReplayLog, frames_digest, read_log, write_log
+from lapo_cli.core.data.sources.replay import verify
+from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.evaluation.statistics import mean_return
-from lapo_cli.core.games import NUM_ACTIONS, get_game
 from lapo_cli.core.interrupts import interruptible
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.recording.players import Player
@@ -28,10 +27,10 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class Member:
-    """One of those who are recorded.
+    """One of the players that are recorded.
 
     Attributes:
-        player: who acts.
+        player: what acts.
         epsilon: share of its actions that are replaced by uniformly random ones.
     """
 
@@ -66,16 +65,17 @@ def record(
     """Play until at least ``frames`` frames are recorded, verify that they replay, and write the log.
 
     Environment n is played by member n modulo their number. What an interrupted recording has played lies at
-    :func:`partial_path`, as a log of its own, and is gone on from. A log that is whole is verified and left alone.
+    :func:`partial_path`, as a log of its own, and is continued. A log that is complete is verified and left alone.
 
     Args:
-        game: what is played, easy mode, all levels.
+        game: what is played, a registered environment whose frames follow from its seed and actions.
         members: who plays.
         path: the log.
         frames: how many at least; a multiple of ``num_envs`` is recorded.
         num_envs: N.
         seed: of the levels and of all random choices.
-        avoid: levels that must not come up; where one does, the recording begins anew with the next seed.
+        avoid: levels that must not come up; where one does, the recording begins anew with the next seed. Without
+            effect where the environment has no numbered levels.
         progress: told the frames played.
 
     Raises:
@@ -107,7 +107,7 @@ def record(
         if found is not None and found.num_steps == steps:
             return Recording(found, levels)
         log = session.log()
-        replay(log, None, progress=progress)
+        verify(log, path, progress)
         write_log(path, log)
         partial_path(path).unlink(missing_ok=True)
         return Recording(log, levels)
@@ -152,7 +152,9 @@ class _Session:
         self._resumed = resumed
         self._num_resumed = 0 if resumed is None else resumed.num_steps
         num_envs, steps = settings["num_envs"], settings["steps"]
-        self._env = ProcgenVecEnv(game, num_envs, rand_seed)
+        self._spec = ENVIRONMENTS.get(game)
+        self._num_actions = self._spec.require_actions()
+        self._env = self._spec.make_envs(num_envs, rand_seed)
         self._actions = np.empty((steps, num_envs), np.uint8)
         self._step = 0
         self._digests: list[str] = []
@@ -222,7 +224,8 @@ class _Session:
             self._rewards[step] = reward.sum(dtype=np.float64)
             self._finish_episodes(reward, first)
         if step == 0 or first.any():
-            levels = self._env.level_seeds().tolist()
+            seeds = self._env.level_seeds()
+            levels = [] if seeds is None else seeds.tolist()
             if not avoid.isdisjoint(levels):
                 raise _UnwantedLevelError
             self.levels.update(levels)
@@ -241,7 +244,7 @@ class _Session:
             mine = slice(number, None, len(self._members))
             actions[mine] = member.player.act(frames[mine], states[mine])
         noisy = self._rng.random(len(actions)) < self._epsilon
-        actions[noisy] = self._rng.integers(0, NUM_ACTIONS, int(noisy.sum()))
+        actions[noisy] = self._rng.integers(0, self._num_actions, int(noisy.sum()))
         return actions
 
     def _save(self, partial: Path) -> None:
@@ -254,14 +257,14 @@ class _Session:
         earlier = [] if self._resumed is None else self._resumed.info.get("resumed_at", [])
         return ReplayLog(
             game=self._game,
-            distribution_mode="easy",
+            distribution_mode=None,
             rand_seed=self._rand_seed,
             actions=self._actions[: self._step],
             # An interruption may have come between a frame and its action.
             frame_sha256=tuple(self._digests[: -(-self._step // _SHA_EVERY)]),
             sha_every=_SHA_EVERY,
             reward_sum=float(self._rewards[: self._step].sum()),
-            procgen_version=installed_procgen(),
+            env_version=self._env.version,
             info={
                 "lapo_version": lapo_cli.__version__,
                 "settings": self._settings,
@@ -282,8 +285,10 @@ class _Session:
                 "mean_return": round(estimate.mean, 4),
                 "low": round(estimate.low, 4),
                 "high": round(estimate.high, 4),
-                "normalized": round(get_game(self._game).normalize(estimate.mean), 4),
             }
+            normalized = self._spec.normalize(estimate.mean)
+            if normalized is not None:
+                results["normalized"] = round(normalized, 4)
         return results
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ class TrainingLoop:
         total: updates in all.
         state: what the checkpoint holds, by name; already on its device.
         show: the metrics that matter most, to be shown beside the bar.
-        unit: what a person counts, ``scale`` of which make an update.
+        unit: what is counted, ``scale`` of which make an update.
         read_every: updates between readings of the recorded tensors.
 
     Raises:

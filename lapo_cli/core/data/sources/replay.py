@@ -1,98 +1,86 @@
-"""Playing replay logs through Procgen into a frame store, verified as they go."""
+"""Replay logs, played through their environment into a frame store and verified as they go."""
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lapo_cli.core.data.replay_log import ReplayLog, bundled_logs, frames_digest, read_log, write_log
-from lapo_cli.core.data.store import FRAME_BYTES, FRAME_SHAPE, Manifest, Split, store_path
+from lapo_cli.core.data.replay_log import ReplayLog, frames_digest, logs_in, read_log
+from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, Source
+from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
-from lapo_cli.core.envs.procgen import ProcgenVecEnv
-from lapo_cli.core.errors import CorruptDataError, UsageError
+from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.progress import Progress, Silent
-
-__all__ = [
-    "ReplayLog",
-    "bundled_logs",
-    "frames_digest",
-    "import_replay",
-    "read_log",
-    "replay",
-    "write_log",
-]
 
 _BUFFER_BYTES = 64 * 2**20
 
 
-def replay(
-    log: ReplayLog,
-    writer: StoreWriter | None,
-    *,
-    num_steps: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[int, float | None]:
-    """Play a log and put its frames into a store, environment after environment, verifying its checksums.
+class ReplaySource(Source):
+    """See the module."""
+
+    name = "replay"
+    description = "A replay log as 'lapo record' writes it, or a folder of GAME-train.npz and GAME-test.npz."
+
+    def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
+        """See :meth:`Source.open`."""
+        if location is None:
+            raise MissingInputError("The source 'replay' has no data of its own: name a log or a folder with --from.")
+        path = Path(location)
+        if path.suffix == ".npz" and path.is_file():
+            return LogImporter(game, {"test" if path.stem.endswith("-test") else "train": path})
+        logs = logs_in(path, game)
+        return LogImporter(game, logs) if logs else None
+
+
+@dataclass(frozen=True)
+class LogImporter(Importer):
+    """Replay logs of a game on this machine: split -> file."""
+
+    game: str
+    paths: dict[Split, Path]
+
+    def offers(self, bounds: Bounds) -> dict[Split, Offer]:
+        """See :meth:`Importer.offers`."""
+        found = {}
+        for split, path in self.paths.items():
+            log = read_log(path)
+            if log.game != self.game:
+                raise UsageError(f"{path} holds demonstrations of {log.game}, not of {self.game}: check the name.")
+            with open_envs(log, path, 1) as env:
+                frame_bytes = env.observe()[1][0].nbytes
+            frames = steps_within(log, bounds[split]) * log.num_envs
+            found[split] = Offer(log_source(path, bounds[split]), frames, frame_bytes)
+        return found
+
+    def store(self, split: Split, data_dir: Path, bound: int | None, progress: Progress) -> Manifest:
+        """See :func:`import_replay`."""
+        return import_replay(self.paths[split], data_dir, split, max_frames=bound, progress=progress)
+
+
+def verify(log: ReplayLog, path: Path, progress: Progress | None = None) -> list[float]:
+    """Play a log to its end and verify all of its checksums.
 
     Args:
         log: what to play.
-        writer: an open writer, to which (num_steps · N) rows are added; None only verifies.
-        num_steps: stop after so many; the reward sum can then not be verified.
+        path: its file, for messages.
         progress: told the frames played.
 
     Returns:
-        The number of whole episodes and their mean return, None where there are none.
+        The returns of the whole episodes in it, environment after environment.
 
     Raises:
-        CorruptDataError: this Procgen renders or rewards otherwise than the one that recorded the log.
-        EnvironmentUnavailableError: there is no Procgen here.
-        DiskFullError: the disk is full.
+        CorruptDataError: frames or rewards are not those that were recorded.
+        EnvironmentUnavailableError: the environment cannot run here.
     """
-    steps, envs = min(num_steps or log.num_steps, log.num_steps), log.num_envs
-    rewards = np.zeros((envs, steps), np.float32)
-    starts = np.zeros((envs, steps), np.bool_)
-    # Rows of one environment lie together in the store but arrive one at a time: they are collected for a while.
-    block_steps = max(1, min(steps, _BUFFER_BYTES // (envs * FRAME_BYTES)))
-    block = np.empty((envs, block_steps, *FRAME_SHAPE), np.uint8)
-    base = 0 if writer is None else writer.reserve(envs * steps)
-    env = ProcgenVecEnv(
-        log.game,
-        envs,
-        log.rand_seed,
-        distribution_mode=log.distribution_mode,
-    )
-    name = f"Replaying {log.game}"
-    try:
-        with (progress or Silent()).task(name, envs * steps, "frames") as task:
-            for step in range(steps):
-                reward, frames, first = env.observe()
-                if step > 0:
-                    rewards[:, step - 1] = reward
-                starts[:, step] = first
-                slot = step % block_steps
-                block[:, slot] = frames
-                # Procgen renders the next frames in its own threads while the rest of the loop works on these.
-                env.act(log.actions[step])
-                if step % log.sha_every == 0:
-                    _verify_frames(log, step, block[:, slot])
-                if slot == block_steps - 1 or step == steps - 1:
-                    if writer is not None:
-                        for number in range(envs):
-                            writer.put_frames(base + number * steps + step - slot, block[number, : slot + 1])
-                    task.update((step + 1) * envs)
-            rewards[:, steps - 1] = env.observe()[0]
-    finally:
-        env.close()
-    if steps == log.num_steps:
-        _verify_rewards(log, rewards)
-    returns = [value for row in range(envs) for value in _episode_returns(rewards[row], starts[row])]
-    starts[:, 0] = True
-    if writer is not None:
-        writer.put_columns(base, log.actions[:steps].T.reshape(-1), rewards.reshape(-1), starts.reshape(-1))
-    return len(returns), float(np.mean(returns)) if returns else None
+    with open_envs(log, path) as env:
+        return _play(log, path, env, None, log.num_steps, progress or Silent())
 
 
 def import_replay(
@@ -103,27 +91,99 @@ def import_replay(
     max_frames: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Make the store of ``split`` of a log's game by playing the log.
+    """Make a store from a replay log: the rows of one environment after those of another.
 
     Args:
         path: the log.
-        max_frames: play so many steps that at most this number of frames is stored.
+        data_dir: where the store goes.
+        split: what it becomes.
+        max_frames: play so many steps that there are at most so many frames.
+        progress: told the frames played.
 
     Raises:
-        UsageError: ``max_frames`` leaves no window of three frames to any environment.
-        CorruptDataError: the log is damaged or this Procgen renders otherwise; nothing is stored then.
-        EnvironmentUnavailableError, DiskFullError, DownloadError: as in :func:`replay` and :class:`StoreWriter`.
+        MissingInputError: there is no such file.
+        UsageError: ``max_frames`` leaves no window of three frames to any environment, or the log's environment is
+            not registered.
+        CorruptDataError: the log is damaged or does not replay here; nothing is stored then.
+        EnvironmentUnavailableError, DiskFullError, DownloadError: the environment cannot run here, there is no room,
+            or another process makes the same store.
     """
     log = read_log(path)
     num_steps = steps_within(log, max_frames)
-    with StoreWriter(store_path(data_dir, log.game, split), log.game, split) as writer:
-        num_episodes, mean_return = replay(log, writer, num_steps=num_steps, progress=progress)
-        return writer.finish(
-            source=log_source(path, max_frames),
-            made_by="replay",
-            num_episodes=num_episodes,
-            mean_return=mean_return,
-        )
+    with open_envs(log, path) as env:
+        height, width, channels = env.observe()[1].shape[1:]
+        num_actions = ENVIRONMENTS.get(log.game).num_actions
+        target = store_path(data_dir, log.game, split)
+        with StoreWriter(target, log.game, split, (height, width, channels), num_actions) as writer:
+            returns = _play(log, path, env, writer, num_steps, progress or Silent())
+            return writer.finish(source=log_source(path, max_frames), made_by="replay", episode_returns=returns)
+
+
+@contextmanager
+def open_envs(log: ReplayLog, path: Path, num_envs: int | None = None) -> Iterator[VecEnv]:
+    """The environments of a log as they were when it was begun.
+
+    Args:
+        log: what is to be played.
+        path: its file, for messages.
+        num_envs: make so many instead of the log's.
+
+    Raises:
+        CorruptDataError: there are no such environments.
+        EnvironmentUnavailableError: they cannot run here.
+    """
+    options = {} if log.distribution_mode is None else {"distribution_mode": log.distribution_mode}
+    try:
+        env = ENVIRONMENTS.get(log.game).make_envs(num_envs or log.num_envs, log.rand_seed, **options)
+    except (TypeError, ValueError) as error:
+        raise CorruptDataError(
+            f"The environments of {path} cannot be made ({str(error)[:200]}): get it again."
+        ) from error
+    try:
+        yield env
+    finally:
+        env.close()
+
+
+def _play(
+    log: ReplayLog, path: Path, env: VecEnv, writer: StoreWriter | None, steps: int, progress: Progress
+) -> list[float]:
+    """Play ``steps`` steps, put their frames into a store if there is one, and return the whole episodes' returns."""
+    envs = log.num_envs
+    rewards = np.zeros((envs, steps), np.float32)
+    starts = np.zeros((envs, steps), np.bool_)
+    # Rows of one environment lie together in the store but arrive one at a time: they are collected for a while.
+    first_frames = env.observe()[1]
+    block_steps = max(1, min(steps, _BUFFER_BYTES // first_frames.nbytes))
+    block = np.empty((envs, block_steps, *first_frames.shape[1:]), np.uint8)
+    base = 0 if writer is None else writer.reserve(envs * steps)
+    with progress.task(f"Replaying {log.game}", envs * steps, "frames") as task:
+        for step in range(steps):
+            reward, frames, first = env.observe()
+            if step > 0:
+                rewards[:, step - 1] = reward
+            starts[:, step] = first
+            slot = step % block_steps
+            block[:, slot] = frames
+            # The environment may render the next frames in threads of its own while the rest of the loop works.
+            env.act(log.actions[step])
+            if step % log.sha_every == 0 and frames_digest(block[:, slot]) != log.frame_sha256[step // log.sha_every]:
+                raise _differs(log, path, f"the frames of step {step} differ")
+            if slot == block_steps - 1 or step == steps - 1:
+                if writer is not None:
+                    for number in range(envs):
+                        writer.put_frames(base + number * steps + step - slot, block[number, : slot + 1])
+                task.update((step + 1) * envs)
+        rewards[:, steps - 1] = env.observe()[0]
+    # Summed in another order than when it was recorded, hence the tolerance.
+    total = float(rewards[:, :-1].sum(dtype=np.float64))
+    if steps == log.num_steps and not math.isclose(total, log.reward_sum, rel_tol=1e-5, abs_tol=1e-3):
+        raise _differs(log, path, f"the rewards sum to {total:g} instead of {log.reward_sum:g}")
+    returns = [value for row in range(envs) for value in _episode_returns(rewards[row], starts[row])]
+    starts[:, 0] = True
+    if writer is not None:
+        writer.put_columns(base, log.actions[:steps].T.reshape(-1), rewards.reshape(-1), starts.reshape(-1))
+    return returns
 
 
 def steps_within(log: ReplayLog, max_frames: int | None) -> int:
@@ -137,38 +197,29 @@ def steps_within(log: ReplayLog, max_frames: int | None) -> int:
     if max_frames < 3 * log.num_envs:
         raise UsageError(
             f"{max_frames} frames are too few: this log has {log.num_envs} environments, each of which needs 3, "
-            f"so ask for {3 * log.num_envs} or more."
+            f"so take {3 * log.num_envs} or more."
         )
     return min(log.num_steps, max_frames // log.num_envs)
 
 
 def log_source(path: Path, max_frames: int | None) -> str:
-    """The words by which a store made from this log is known."""
+    """The manifest's ``source`` of a store made from this log."""
     cut = "" if max_frames is None else f", at most {max_frames} frames"
     return f"replay log {path.name} (sha256 {sha256_file(path)[:16]}){cut}"
 
 
-def _verify_frames(log: ReplayLog, step: int, frames: NDArray[np.uint8]) -> None:
-    if frames_digest(frames) != log.frame_sha256[step // log.sha_every]:
-        raise _renders_otherwise(log, f"the frames of step {step} differ")
-
-
-def _verify_rewards(log: ReplayLog, rewards: NDArray[np.float32]) -> None:
-    # Summed in another order than when it was recorded, hence the tolerance.
-    total = float(rewards[:, :-1].sum(dtype=np.float64))
-    if not math.isclose(total, log.reward_sum, rel_tol=1e-5, abs_tol=1e-3):
-        raise _renders_otherwise(log, f"the rewards sum to {total:g} instead of {log.reward_sum:g}")
-
-
-def _renders_otherwise(log: ReplayLog, what: str) -> CorruptDataError:
-    recorded = f"procgen-mirror {log.procgen_version}" if log.procgen_version else "procgen-mirror 0.10.7"
+def _differs(log: ReplayLog, path: Path, what: str) -> CorruptDataError:
+    version = f" (version {log.env_version})" if log.env_version else ""
     return CorruptDataError(
-        f"The demonstrations of {log.game} do not replay here, {what}: the log is damaged or this Procgen renders "
-        f"otherwise than {recorded}, which recorded it; nothing was stored."
+        f"{path} does not replay here, {what}: the log is damaged, or {log.game} renders otherwise than where it was "
+        f"recorded{version}; nothing was stored."
     )
 
 
 def _episode_returns(rewards: NDArray[np.float32], starts: NDArray[np.bool_]) -> list[float]:
     """Returns of the episodes whose first frame and end are both in the (T,) arrays of one environment."""
     bounds = np.flatnonzero(starts)
-    return [float(rewards[start:end].sum()) for start, end in itertools.pairwise(bounds)]
+    return [float(rewards[start:end].sum(dtype=np.float64)) for start, end in itertools.pairwise(bounds)]
+
+
+SOURCES.register(ReplaySource())

@@ -1,0 +1,116 @@
+"""What a source of demonstrations is: something that looks at a location, says what it holds, and makes stores of it.
+
+A source is one file: a subclass of :class:`Source`, its :class:`Importer`, and ``SOURCES.register(...)``. An importer
+writes a store with :class:`~lapo_cli.core.data.store_writer.StoreWriter`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from lapo_cli.core.data.store import Manifest, Split
+from lapo_cli.core.errors import UsageError
+from lapo_cli.core.progress import Progress
+from lapo_cli.core.registry import Registry
+
+Bounds = dict[Split, int | None]
+"""Split -> most frames to take, None for all."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The store that an importer can make of one split.
+
+    Attributes:
+        source: the manifest's ``source`` of that store: an equal one that is here already need not be made again.
+        num_frames: how many frames, None where that is not known yet.
+        frame_bytes: bytes of one frame, None where that is not known yet.
+    """
+
+    source: str
+    num_frames: int | None
+    frame_bytes: int | None
+
+    @property
+    def num_bytes(self) -> int | None:
+        """What the store will take on disk, None where that is not known yet."""
+        return None if self.num_frames is None or self.frame_bytes is None else self.num_frames * self.frame_bytes
+
+
+class Importer(ABC):
+    """The demonstrations of one game at one location.
+
+    Attributes:
+        url: the address that must be fetched first; None where everything is on this machine.
+    """
+
+    url: str | None = None
+
+    def fetch(self, progress: Progress) -> "Importer":
+        """The same demonstrations, on this machine. Interrupted, another call continues.
+
+        Raises:
+            DownloadError: they cannot be fetched.
+            DiskFullError: there is no room for them.
+        """
+        return self
+
+    @abstractmethod
+    def offers(self, bounds: Bounds) -> dict[Split, Offer]:
+        """The stores that can be made, by split; one or both.
+
+        Raises:
+            MissingInputError, CorruptDataError, UsageError: there are none, they are damaged, or a bound is too small.
+        """
+
+    @abstractmethod
+    def store(self, split: Split, data_dir: Path, bound: int | None, progress: Progress) -> Manifest:
+        """Make the store of a split that :meth:`offers` names, of at most ``bound`` frames.
+
+        Raises:
+            CorruptDataError: the demonstrations are damaged.
+            DiskFullError: there is no room.
+        """
+
+
+class Source(ABC):
+    """A kind of place that demonstrations come from.
+
+    Attributes:
+        name: as ``--source`` and the configuration's ``data.source`` call it.
+        description: what it reads, in one sentence.
+    """
+
+    name: str
+    description: str
+
+    @abstractmethod
+    def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
+        """Look at a location.
+
+        Args:
+            game: whose demonstrations are wanted.
+            location: a path or an address; None for the source's own demonstrations of the game.
+            scratch: folder for what is fetched or unpacked on the way; it need not exist, and is removed once all
+                stores are made.
+
+        Returns:
+            The importer; None where the location is nothing that this source reads.
+
+        Raises:
+            MissingInputError: no location was given, and the source has none of its own for the game.
+        """
+
+
+def bounded(count: int, bound: int | None) -> int:
+    """At most ``bound`` of ``count`` frames.
+
+    Raises:
+        UsageError: the bound leaves no window of three frames.
+    """
+    if bound is not None and bound < 3:
+        raise UsageError(f"{bound} frames hold no window: take 3 or more.")
+    return count if bound is None else min(count, bound)
+
+
+SOURCES: Registry[Source] = Registry("source", "lapo.sources", "lapo_cli.core.data.sources")
