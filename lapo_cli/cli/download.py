@@ -59,7 +59,7 @@ def download(
             show_default="none",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Fetch and store anew what is already here.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Fetch and store again what is already here.")] = False,
     show_list: Annotated[
         bool, typer.Option("--list", help="Show the sources, the games and what is here; get nothing.")
     ] = False,
@@ -97,7 +97,7 @@ def download(
 
 
 def _names(games: list[str], *, own_names: bool) -> list[str]:
-    """The names meant by the command's words; those of one's own data need not be registered."""
+    """Names from the command line; with ``own_names`` they need not be registered."""
     names = [name.strip() for word in games for name in word.split(",") if name.strip()]
     found = [[name] if own_names and name != "all" else parse_games([name]) for name in names]
     return list(dict.fromkeys(name for several in found for name in several))
@@ -132,7 +132,7 @@ def _announcement(plan: "Plan") -> str:
     """One line on what is about to happen."""
     here = [f"{split} is already here ({store.num_frames:,} frames)" for split, store in plan.kept.items()]
     if not plan.offers:
-        return f"{plan.game}: {', '.join(here)}; --fresh would get it anew."
+        return f"{plan.game}: {', '.join(here)}; --fresh gets it again."
     splits = " and ".join(
         split if offer.num_frames is None else f"{offer.num_frames:,} {split} frames"
         for split, offer in plan.offers.items()
@@ -140,7 +140,7 @@ def _announcement(plan: "Plan") -> str:
     size = "as much as there is" if plan.store_bytes is None else f"about {human_bytes(plan.store_bytes)}"
     fetched = "nothing to fetch"
     if plan.importer.url is not None:
-        fetched = f"fetch a zip file from {plan.importer.url}, whose size the server will tell"
+        fetched = f"fetch a zip file from {plan.importer.url}, of a size that the server reports"
     replaced = [f"this replaces the {split} store from {store.source}" for split, store in plan.replaced.items()]
     free = f"{human_bytes(plan.free_bytes)} are free"
     parts = [fetched, f"store {splits}, {size}, in {Path(plan.data_dir, plan.game)}", *here, *replaced, free]

@@ -104,7 +104,7 @@ def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
 
 def games_table(rows: "Sequence[GameRow]", data_dir: Path, *, plain: bool) -> Iterator[RenderableType]:
     """What is here of every game."""
-    table = _table(["game", "here", "size", "mean return of whole episodes"], plain=plain)
+    table = _table(["game", "here", "size", "mean return of complete episodes"], plain=plain)
     for row in rows:
         splits = list(row.stores.items())
         table.add_row(

@@ -15,7 +15,6 @@ from lapo_cli.core.data.store import Split
 from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import DownloadError
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary
-from lapo_cli.core.recording import demonstrations
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training.stage import StageResult
 
@@ -249,8 +248,7 @@ def test_run_all(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert said.exit_code == 0, said.stderr
     ((made, games, seeds, options, _),) = core.calls
-    assert (made.path, games, seeds) == (Path("runs/quick"), ["maze", "heist"], [0, 2])
-    assert (options.jobs, options.launcher) == (2, "local")
+    assert (made.path, games, seeds, options.jobs) == (Path("runs/quick"), ["maze", "heist"], [0, 2], 2)
     rows = json.loads(said.stdout)["rows"]
     assert [(row["method"], row["labels"]) for row in rows] == [
         *(("random policy", None), (_LONG, 4096), ("demonstrations", None))
@@ -328,11 +326,9 @@ def test_record_hands_over_every_policy_with_its_noise(lapo: Lapo, monkeypatch: 
     def record(game: str, policies: list[str], epsilons: list[float], to: Path, **more: Any) -> list[object]:
         calls.append({"game": game, "policies": policies, "epsilons": epsilons, "to": to, **more})
         logs: list[tuple[Split, int, dict[str, Any]]] = [("train", 1000, info), ("test", 64, short)]
-        return [
-            demonstrations.Recorded(game, split, to / f"{game}-{split}.npz", frames, i) for split, frames, i in logs
-        ]
+        return [pipeline.Recorded(game, split, to / f"{game}-{split}.npz", frames, i) for split, frames, i in logs]
 
-    monkeypatch.setattr(demonstrations, "record_demonstrations", record)
+    monkeypatch.setattr(pipeline, "record_demonstrations", record)
     words = ("--policy", "planner", "--policy", "a/b", "--epsilon", "0.5", "--epsilon", "0")
     said = lapo("record", "maze", *words, "--frames", "1000", "--test-frames", "64", "--greedy", "--to", "here")
     assert said.exit_code == 0, said.stderr

@@ -22,23 +22,24 @@ from lapo_cli.core.data.replay_log import read_log, write_log
 from lapo_cli.core.data.sources.replay import import_replay, verify
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.data.store_writer import only_one
+from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
 from lapo_cli.core.envs.procgen_planners.state import parse_state
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError, UsageError
-from lapo_cli.core.pipeline import Options, evaluate
-from lapo_cli.core.pipeline import train_expert as train_expert_of_run
+from lapo_cli.core.evaluation.evaluate import candidates
+from lapo_cli.core.pipeline import Options, evaluate, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.recording.demonstrations import TEST_SEEDS, Recorded, record_demonstrations
 from lapo_cli.core.recording.players import NetworkPlayer, PlannerPlayer, Player, load_player
 from lapo_cli.core.recording.record import Member, record
 from lapo_cli.core.report.figures import draw_learning_curve
 from lapo_cli.core.run_dir import RunDir, StageDir
-from lapo_cli.core.stages.expert import load_expert, train_expert
-from lapo_cli.core.stages.online import finetune_online
-from lapo_cli.core.training.agents import ScratchAgent
-from lapo_cli.core.training.checkpoints import ONLINE, SCRATCH, about
+from lapo_cli.core.training.agents import Act, ScratchAgent
+from lapo_cli.core.training.checkpoints import header
 from lapo_cli.core.training.context import Context
+from tests.core.tiny_config import run as run_one
 
+_MAZE = ENVIRONMENTS.get("maze")
 _CPU = Compute(torch.device("cpu"), bf16=False)
 
 
@@ -69,7 +70,7 @@ def _record(path: Path, *members: Member, **changed: Any) -> Any:
 
 def test_a_recording_replays_and_says_how_well_it_went(tmp_path: Path) -> None:
     path = tmp_path / "maze-train.npz"
-    made = _record(path, Member(load_player("planner", "maze", greedy=False, compute=_CPU), 0.0), frames=1000)
+    made = _record(path, Member(load_player("planner", _MAZE, greedy=False, compute=_CPU), 0.0), frames=1000)
     log = read_log(path)
     assert log.actions.shape == (167, 6)
     assert np.array_equal(log.actions, made.log.actions)
@@ -94,7 +95,7 @@ def test_a_recording_replays_and_says_how_well_it_went(tmp_path: Path) -> None:
 def test_episodes_are_counted_alike_for_every_environment(tmp_path: Path) -> None:
     """Against returns gathered by playing the log, environment by environment."""
     path = tmp_path / "maze-train.npz"
-    log = _record(path, Member(load_player("random", "maze", greedy=False, compute=_CPU), 0.0), frames=12_000).log
+    log = _record(path, Member(load_player("random", _MAZE, greedy=False, compute=_CPU), 0.0), frames=12_000).log
     env, running = ProcgenVecEnv("maze", 6, 4), np.zeros(6)
     returns: list[list[float]] = [[] for _ in range(6)]
     for actions in log.actions:
@@ -240,7 +241,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_kept(small_disk: Path, monk
     monkeypatch.setattr("lapo_cli.core.recording.record._CHECKPOINT_SECONDS", 0.0)
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * (2**20 - 3 * 4096 * 4))
-    player = load_player("random", "maze", greedy=False, compute=_CPU)
+    player = load_player("random", _MAZE, greedy=False, compute=_CPU)
     with pytest.raises(DiskFullError, match="disk"):
         record(
             "maze",
@@ -293,18 +294,24 @@ def test_the_smallest_recording_holds_a_window_of_every_environment(tmp_path: Pa
     assert len(open_store(tmp_path / "data", "maze", "train").video().windows()) >= 4
 
 
+def _trained(ctx: Context, stage: str) -> Act:
+    """What evaluation would act with."""
+    (_, candidate) = candidates(ctx, stage)
+    return candidate.policy.load()
+
+
 def test_trained_networks_are_recorded_from_their_weights_alone(context: Callable[..., Context]) -> None:
     size = ("expert.scale=1", "expert.size=16", "expert.ppo.num_envs=8", "expert.ppo.num_steps=16")
     ctx = context("expert.steps=256", "expert.snapshot_every=128", *size)
-    result = train_expert(ctx)
+    result = run_one(ctx, "expert")
     assert result.results["env_steps"] == 256
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    player = load_player(str(result.path), "maze", greedy=True, compute=_CPU)
+    player = load_player(str(result.path), _MAZE, greedy=True, compute=_CPU)
     player.start(5, 0)
-    expected = load_expert(ctx).act(torch.from_numpy(frames)).argmax(1)
+    expected = _trained(ctx, "expert")(torch.from_numpy(frames)).argmax(1)
     assert player.act(frames, []).tolist() == expected.tolist()
     assert player.describe()["env_steps"] == 256
-    snapshot = load_player(str(result.path / "step-128.safetensors"), "maze", greedy=True, compute=_CPU)
+    snapshot = load_player(str(result.path / "step-128.safetensors"), _MAZE, greedy=True, compute=_CPU)
     assert snapshot.describe()["env_steps"] == 128
     assert snapshot.describe()["weights_sha256"] != player.describe()["weights_sha256"]
 
@@ -315,12 +322,12 @@ def test_an_expert_is_trained_in_a_run_of_its_own_and_evaluated(tmp_path: Path, 
     run.seed_dir("maze", 0).path.mkdir(parents=True)
     with pytest.raises(MissingInputError, match="train-expert"):
         evaluate(run, run.path, Options("cpu", tmp_path), Silent())
-    (result,) = train_expert_of_run(run, "maze", 0, Options("cpu", tmp_path), Silent())
+    (result,) = run_stage(run, "expert", [run.seed_dir("maze", 0)], Options("cpu", tmp_path), Silent())
     assert result.results["env_steps"] == 256
-    (again,) = train_expert_of_run(run, "maze", 0, Options("cpu", tmp_path), Silent())
+    (again,) = run_stage(run, "expert", [run.seed_dir("maze", 0)], Options("cpu", tmp_path), Silent())
     assert again.skipped
     rows = evaluate(run, run.path, Options("cpu", tmp_path), Silent()).rows
-    assert [row.method for row in rows] == ["random policy", "PPO expert, 256 steps"]
+    assert [row.title for row in rows] == ["random policy", "PPO expert, 256 steps"]
 
 
 def test_a_learning_curve_is_drawn_once_there_is_one(tmp_path: Path) -> None:
@@ -336,53 +343,49 @@ def test_a_learning_curve_is_drawn_once_there_is_one(tmp_path: Path) -> None:
 
 def test_networks_sample_unless_they_are_to_be_greedy() -> None:
     torch.manual_seed(0)
-    agent = ScratchAgent(1, 16, _CPU)
+    agent = ScratchAgent(1, 16, 15, _CPU)
     frames = np.zeros((2000, 64, 64, 3), np.uint8)
     chances = agent.act(torch.from_numpy(frames[:1])).softmax(1)[0].numpy()
-    header = {"stage": SCRATCH, "seed": 0}
-    sampling = NetworkPlayer(agent, header, "", greedy=False, device=_CPU.device)
+    about = {"stage": "scratch", "seed": 0}
+    sampling = NetworkPlayer(agent, about, "", greedy=False, device=_CPU.device)
     sampling.start(2000, 3)
     counts = np.bincount(sampling.act(frames, []), minlength=15) / 2000
     np.testing.assert_allclose(counts, chances, atol=4 * 0.5 / 2000**0.5)
-    greedy = NetworkPlayer(agent, header, "", greedy=True, device=_CPU.device)
+    greedy = NetworkPlayer(agent, about, "", greedy=True, device=_CPU.device)
     greedy.start(2000, 3)
     assert set(greedy.act(frames, [])) == {int(chances.argmax())}
 
 
 def test_the_policy_from_scratch_and_the_latent_one_can_be_recorded_too(context: Callable[..., Context]) -> None:
-    from lapo_cli.core.stages.idm import train_idm
-    from lapo_cli.core.stages.online import load_agent
-    from lapo_cli.core.stages.policy import train_policy
-
     ctx = context()
-    train_idm(ctx)
-    train_policy(ctx)
+    run_one(ctx, "idm")
+    run_one(ctx, "policy")
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    for init in ("latent", "latent-rl-only", "scratch"):
-        result = finetune_online(ctx, init)  # type: ignore[arg-type]
-        player = load_player(str(result.path), "maze", greedy=True, compute=_CPU)
+    for stage in ("online", "rl-only", "scratch"):
+        result = run_one(ctx, stage)
+        player = load_player(str(result.path), _MAZE, greedy=True, compute=_CPU)
         player.start(5, 0)
-        expected = load_agent(ctx, init).act(torch.from_numpy(frames)).argmax(1)  # type: ignore[arg-type]
-        assert player.act(frames, []).tolist() == expected.tolist(), init
+        expected = _trained(ctx, stage)(torch.from_numpy(frames)).argmax(1)
+        assert player.act(frames, []).tolist() == expected.tolist(), stage
 
 
 def test_what_cannot_play_is_refused(tmp_path: Path, context: Callable[..., Context]) -> None:
     ctx = context()
     stage = StageDir(tmp_path / "idm")
     stage.path.mkdir()
-    stage.save_weights({"agent": ScratchAgent(1, 16, _CPU)}, about(ctx, "idm"))
+    stage.save_weights({"agent": ScratchAgent(1, 16, 15, _CPU)}, header(ctx, stage))
     with pytest.raises(UsageError, match="cannot be recorded"):
-        load_player(str(stage.path), "maze", greedy=False, compute=_CPU)
-    stage.save_weights({"agent": ScratchAgent(1, 16, _CPU)}, about(ctx, ONLINE))
+        load_player(str(stage.path), _MAZE, greedy=False, compute=_CPU)
+    stage.save_weights({"agent": ScratchAgent(1, 16, 15, _CPU)}, header(ctx, StageDir(tmp_path / "online")))
     with pytest.raises(UsageError, match="plays maze, not fruitbot"):
-        load_player(str(stage.path), "fruitbot", greedy=False, compute=_CPU)
+        load_player(str(stage.path), ENVIRONMENTS.get("fruitbot"), greedy=False, compute=_CPU)
     with pytest.raises(CorruptDataError):
-        load_player(str(stage.path), "maze", greedy=False, compute=_CPU)
+        load_player(str(stage.path), _MAZE, greedy=False, compute=_CPU)
     (tmp_path / "cut.safetensors").write_bytes((stage.path / "model.safetensors").read_bytes()[:100])
     with pytest.raises(CorruptDataError, match="no weights file"):
-        load_player(str(tmp_path / "cut.safetensors"), "maze", greedy=False, compute=_CPU)
+        load_player(str(tmp_path / "cut.safetensors"), _MAZE, greedy=False, compute=_CPU)
     with pytest.raises(MissingInputError, match="train-expert maze"):
-        load_player(str(tmp_path / "nowhere"), "maze", greedy=False, compute=_CPU)
+        load_player(str(tmp_path / "nowhere"), _MAZE, greedy=False, compute=_CPU)
 
 
 def test_epsilons_must_fit_the_policies(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class FakeDrive:
     Attributes:
         content: the file's bytes.
         quota_spent: refuse, as Drive does for hours.
-        cut_after: close the connection after so many bytes of the file, each time it is asked for.
+        cut_after: close the connection after so many bytes of the file, each time it is requested.
         paths: what was requested, with the Range header where there was one.
         etag, last_modified: headers of the file, None for neither; a range is served only if one of them is If-Range.
         page_instead: serve a web page in place of the file.

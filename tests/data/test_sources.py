@@ -11,7 +11,7 @@ from lapo_cli.core.data.download import download, ensure_stores, plan
 from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.store import UNLABELLED, FrameStore, open_store, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
-from lapo_cli.core.errors import MissingInputError, UnknownNameError, UsageError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UnknownNameError, UsageError
 from lapo_cli.core.progress import Silent
 
 _PLUGIN = '''
@@ -192,7 +192,7 @@ def test_a_store_of_ones_own_is_never_replaced_when_the_other_split_is_missing(t
     (tmp_path / "fruitbot" / "train" / "rewards.npy").write_bytes(b"damaged")
     (tmp_path / "fruitbot" / "test").rename(tmp_path / "elsewhere")
     before = sorted(path.name for path in (tmp_path / "fruitbot" / "train").iterdir())
-    with pytest.raises(Exception, match=r"rewards\.npy"):
+    with pytest.raises(CorruptDataError, match=r"rewards\.npy"):
         ensure_stores("fruitbot", tmp_path, "demos", 1024, Silent())
     assert sorted(path.name for path in (tmp_path / "fruitbot" / "train").iterdir()) == before
 

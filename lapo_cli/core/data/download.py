@@ -30,7 +30,7 @@ class Plan:
         kept: split -> manifest of a store that is already here and stays.
         replaced: split -> manifest of a store that is here and will be replaced.
         bounds: split -> most frames to take, None for all.
-        fresh: fetch and store anew what is already here.
+        fresh: fetch and store again what is already here.
         free_bytes: what is free on the disk now.
     """
 
@@ -69,7 +69,7 @@ def plan(
         source: a name in :data:`SOURCES`; None for whichever reads ``location`` or, without one, the official files.
         location: a path or an address; None for the source's own data.
         max_frames: at most so many train frames, at least 3; the test split is small and always taken completely.
-        fresh: make the stores anew even where they are already here, and fetch anew.
+        fresh: make and fetch again even what is already here.
         splits: get only these.
 
     Raises:
@@ -131,7 +131,7 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
         except CorruptDataError as error:
             if plan.importer.url is None:
                 raise
-            raise CorruptDataError(f"{error} To fetch all of it anew: the same command with --fresh.") from error
+            raise CorruptDataError(f"{error} To fetch all of it again, add --fresh to the same command.") from error
         shutil.rmtree(scratch, ignore_errors=True)
     return made
 

@@ -124,7 +124,7 @@ class _Transfer:
             elif response.status_code == 200:
                 version, arrived = _version_of(response), 0
             elif response.status_code == 416 and headers:
-                self._version_file.unlink()  # The file is not what it was: the next attempt begins anew.
+                self._version_file.unlink()  # The file is not what it was: the next attempt starts over.
                 raise _CutError
             else:
                 raise DownloadError(

@@ -13,7 +13,7 @@ A log is an npz file, version 1, of
 
 ``info`` as ``lapo record`` writes it holds ``lapo_version``; ``settings``: the ``policies`` (each with its ``epsilon``,
 and for a network its stage, whether its ``actions`` were sampled or greedy, environment steps, seed and the beginning
-of its weights' SHA-256), the ``seed`` asked for, ``num_envs`` and ``steps``; ``resumed_at``, the steps at which an
+of its weights' SHA-256), the requested ``seed``, ``num_envs`` and ``steps``; ``resumed_at``, the steps at which an
 interrupted recording went on, with other random numbers; ``episodes``, how many ended; and, over the
 ``measured_episodes`` first ones of every environment, as many of each, ``mean_return``, its 95 % bootstrap interval
 ``low`` to ``high``, and ``normalized`` where the environment has reference returns.

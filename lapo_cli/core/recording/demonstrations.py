@@ -61,7 +61,7 @@ def record_demonstrations(
         seed: below :data:`TEST_SEEDS`; test logs are played with seeds from there on, and on other levels.
         greedy: networks take their likeliest action instead of sampling.
         compute: where networks run.
-        fresh: set the logs of these splits that are there aside, and begin anew.
+        fresh: set the logs of these splits that are there aside, and start over.
         progress: told the frames played.
 
     Raises:

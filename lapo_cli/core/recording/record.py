@@ -74,7 +74,7 @@ def record(
         frames: how many at least; a multiple of ``num_envs`` is recorded.
         num_envs: N.
         seed: of the levels and of all random choices.
-        avoid: levels that must not come up; where one does, the recording begins anew with the next seed. Without
+        avoid: levels that must not come up; where one does, the recording starts over with the next seed. Without
             effect where the environment has no numbered levels.
         progress: told the frames played.
 
@@ -123,10 +123,10 @@ def _begun(path: Path, settings: dict[str, Any]) -> ReplayLog | None:
             try:
                 found = read_log(file)
             except CorruptDataError as error:
-                raise CorruptDataError(f"{file} is damaged: record it anew with --fresh.") from error
+                raise CorruptDataError(f"{file} is damaged: start over with --fresh.") from error
             if found.info.get("settings") != settings:
                 raise UsageError(
-                    f"{path} was recorded or begun with other settings: choose another --to, or record it anew with "
+                    f"{path} was recorded or begun with other settings: choose another --to, or start over with "
                     "--fresh."
                 )
             return found
@@ -213,8 +213,8 @@ class _Session:
         assert self._resumed is not None
         if step % _SHA_EVERY == 0 and self._digests[-1] != self._resumed.frame_sha256[step // _SHA_EVERY]:
             raise CorruptDataError(
-                f"What was recorded of {path} before does not replay here, the frames of step {step} differ: record it "
-                "anew with --fresh."
+                f"What was recorded of {path} before does not replay here, the frames of step {step} differ: start "
+                "over with --fresh."
             )
         actions: NDArray[np.uint8] = self._resumed.actions[step]
         return actions

@@ -73,7 +73,7 @@ def verify(log: ReplayLog, path: Path, progress: Progress | None = None) -> list
         progress: told the frames played.
 
     Returns:
-        The returns of the whole episodes in it, environment after environment.
+        The returns of the complete episodes in it, environment after environment.
 
     Raises:
         CorruptDataError: frames or rewards are not those that were recorded.
@@ -148,7 +148,7 @@ def open_envs(log: ReplayLog, path: Path, num_envs: int | None = None) -> Iterat
 def _play(
     log: ReplayLog, path: Path, env: VecEnv, writer: StoreWriter | None, steps: int, progress: Progress
 ) -> list[float]:
-    """Play ``steps`` steps, put their frames into a store if there is one, and return the whole episodes' returns."""
+    """Play ``steps`` steps and put their frames into a store if there is one; the returns of complete episodes."""
     envs = log.num_envs
     rewards = np.zeros((envs, steps), np.float32)
     starts = np.zeros((envs, steps), np.bool_)
