@@ -16,6 +16,7 @@ from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import DownloadError
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary
 from lapo_cli.core.recording import demonstrations
+from lapo_cli.core.recording.demonstrations import Recorded
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training.stage import StageResult
 
@@ -327,9 +328,7 @@ def test_record_hands_over_every_policy_with_its_noise(lapo: Lapo, monkeypatch: 
     def record(game: str, policies: list[str], epsilons: list[float], to: Path, **more: Any) -> list[object]:
         calls.append({"game": game, "policies": policies, "epsilons": epsilons, "to": to, **more})
         logs: list[tuple[Split, int, dict[str, Any]]] = [("train", 1000, info), ("test", 64, short)]
-        return [
-            demonstrations.Recorded(game, split, to / f"{game}-{split}.npz", frames, i) for split, frames, i in logs
-        ]
+        return [Recorded(game, split, to / f"{game}-{split}.npz", frames, about) for split, frames, about in logs]
 
     monkeypatch.setattr(demonstrations, "record_demonstrations", record)
     words = ("--policy", "planner", "--policy", "a/b", "--epsilon", "0.5", "--epsilon", "0")

@@ -20,6 +20,9 @@ from lapo_cli.core.errors import CorruptDataError, LapoError, UnknownNameError
 from lapo_cli.core.interrupts import exit_at_once, interruptible, interrupting
 from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
 from lapo_cli.core.progress import Progress, Silent, Task
+from lapo_cli.core.run_dir import RunDir, StageDir
+from lapo_cli.core.training.metrics import read_metrics
+from tests.core.tiny_config import TINY
 
 _LOCAL = LAUNCHERS.get("local")
 _ROOT = str(Path(lapo_cli.__file__).parents[1])
@@ -225,6 +228,39 @@ def test_what_stops_the_parent_stops_its_workers_and_each_leaves_a_checkpoint(
             time.sleep(0.01)
         FileLock(tmp_path / f"{title}.lock").acquire(timeout=0).lock.release()
     assert not (tmp_path / "never.pid").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_leaves_checkpoints_and_no_lock(
+    tmp_path: Path, data_dir: Path, number: signal.Signals
+) -> None:
+    settings = [word for setting in (*TINY, "stage1.steps=100000") for word in ("--set", setting)]
+    words = ["--games", "maze", "--seeds", "0,1", "--jobs", "2", "--device", "cpu", "--data-dir", data_dir]
+    command = [sys.executable, "-m", "lapo_cli", "run-all", *words, "--run-dir", tmp_path / "run", *settings]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": _ROOT},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    stages = [tmp_path / "run" / "maze" / f"seed-{seed}" / "idm" for seed in (0, 1)]
+    while not all(read_metrics(stage) for stage in stages):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert "Traceback" not in errors
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.splitlines()[-1].startswith("Error: Interrupted")
+        for seed in (0, 1):
+            assert f"maze/{seed} stage 1: " in errors
+    run = RunDir.open(tmp_path / "run")
+    for seed, stage in enumerate(stages):
+        assert StageDir(stage).load_state() is not None
+        with run.seed_dir("maze", seed).lock():
+            pass
 
 
 def _runs(pid: int) -> bool:
