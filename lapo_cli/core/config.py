@@ -27,7 +27,6 @@ from pydantic import (
 
 from lapo_cli.core import files
 from lapo_cli.core.errors import ConfigError, UnknownNameError, shortened
-from lapo_cli.core.plugins import load_installed_stages
 from lapo_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -79,6 +78,7 @@ POLICY_TARGETS: Registry[type[PolicyTargetConfig]] = Registry(
 )
 PLUGIN_SECTIONS: dict[str, type[Section]] = {}
 """Name of a stage that a plugin adds -> the class of its section; filled when stages are registered."""
+_INSTALLED_STAGES: Registry[Any] = Registry("stage", "lapo.stages")  # For their sections; they are stages elsewhere.
 
 _V = TypeVar("_V", bound=Section)
 
@@ -325,12 +325,12 @@ class Config(Section):
     def _known_plugins(cls, value: Any) -> dict[str, Section]:
         if not isinstance(value, dict):
             raise ValueError("a mapping from the names of stages to their sections is expected")
-        load_installed_stages()
-        unknown = sorted(set(map(str, value)) - set(PLUGIN_SECTIONS))
+        classes = PLUGIN_SECTIONS | {stage.name: stage.config for stage in _INSTALLED_STAGES.values() if stage.config}
+        unknown = sorted(set(map(str, value)) - set(classes))
         if unknown:
             raise ValueError(f"no loaded plugin adds a stage '{unknown[0]}' with settings: load it with --plugin FILE")
         sections: dict[str, Section] = {}
-        for name, section in PLUGIN_SECTIONS.items():
+        for name, section in classes.items():
             given = value.get(name, {})
             sections[name] = given if isinstance(given, Section) else section.model_validate(given)
         return sections

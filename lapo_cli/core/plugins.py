@@ -1,8 +1,6 @@
-"""Files given by ``--plugin``, Python modules that register what they add; and the stages of installed packages."""
+"""Files given by ``--plugin``: Python modules that register what they add."""
 
 import hashlib
-import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
@@ -45,14 +43,3 @@ def load_plugin(file: Path) -> None:
 def loaded_plugins() -> list[Path]:
     """The files loaded so far, in order: what another process has to load to know the same."""
     return list(_LOADED)
-
-
-def load_installed_stages() -> None:
-    """Import the stages that installed packages offer: their sections must be known to read a configuration.
-
-    Raises:
-        PluginError: one of them cannot be loaded.
-    """
-    if importlib.metadata.entry_points(group="lapo.stages"):
-        # By its name, because stages are built on the configuration.
-        importlib.import_module("lapo_cli.core.training.stage").STAGES.names()

@@ -23,12 +23,16 @@ class Registry(Generic[T]):
     Args:
         what: the kind, in the singular, as error messages call it.
         group: the group of the entry points.
-        package: the package whose modules register the built-ins; its subpackages are not imported.
+        package: the package whose modules register the built-ins, if there are any; its subpackages are not imported.
         name_of: the name of a thing.
     """
 
     def __init__(
-        self, what: str, group: str, package: str, name_of: Callable[[T], str] = operator.attrgetter("name")
+        self,
+        what: str,
+        group: str,
+        package: str | None = None,
+        name_of: Callable[[T], str] = operator.attrgetter("name"),
     ) -> None:
         self.what, self.group = what, group
         self._package, self._name_of = package, name_of
@@ -83,10 +87,8 @@ class Registry(Generic[T]):
             return
         self._loaded = True
         plugged, self._items = self._items, {}
-        package = importlib.import_module(self._package)
-        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
-            if not module.ispkg:
-                importlib.import_module(f"{self._package}.{module.name}")
+        for module in _modules(self._package) if self._package else []:
+            importlib.import_module(module)
         # A module that was imported before the first look-up has registered already.
         self._items |= {name: item for name, item in plugged.items() if name not in self._items}
         for entry_point in importlib.metadata.entry_points(group=self.group):
@@ -103,3 +105,9 @@ class Registry(Generic[T]):
                 f"The {self.what} '{entry_point.name}' of {owner} cannot be loaded ({what}): repair or uninstall it."
             ) from error
         return item
+
+
+def _modules(package: str) -> list[str]:
+    """Dotted names of a package's own modules."""
+    path = importlib.import_module(package).__path__
+    return sorted(f"{package}.{module.name}" for module in pkgutil.iter_modules(path) if not module.ispkg)
