@@ -1,4 +1,4 @@
-"""What tests of more than one room need."""
+"""What tests of more than one package need."""
 
 import shutil
 import subprocess

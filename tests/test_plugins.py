@@ -101,9 +101,7 @@ def _wheel(folder: Path) -> Path:
     info = "lapo_toys-1.0.dist-info"
     with zipfile.ZipFile(file, "w") as wheel:
         for plugin in _PLUGINS:
-            # Registered by their entry points here, so not by themselves.
-            text = plugin.read_text().splitlines(keepends=True)
-            wheel.writestr(plugin.name, "".join(line for line in text if ".register(" not in line))
+            wheel.write(plugin, plugin.name)
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: lapo-toys\nVersion: 1.0\n")
         wheel.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

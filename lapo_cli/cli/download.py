@@ -1,4 +1,4 @@
-"""``lapo download``: say what getting demonstrations will take, then get them."""
+"""``lapo download``: announce what fetching demonstrations will take, then fetch them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +30,7 @@ def download(
             min=3,
             default_factory=_most_frames,
             show_default="80 chunks: 2,621,440",
-            help="Most training frames to store.",
+            help="Maximum number of training frames to store.",
         ),
     ],
     output: Output,
@@ -38,7 +38,7 @@ def download(
         list[str] | None,
         typer.Argument(
             metavar="GAME…|all",
-            help="The games to get; with --from or --source, any name for your own data.",
+            help="Games to get; with --from or --source, any name for your own data.",
             show_default=False,
         ),
     ] = None,
@@ -46,8 +46,8 @@ def download(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Where they come from; --list describes the sources.",
-            show_default="drive, or whichever reads --from",
+            help="Source to read from; --list describes the sources.",
+            show_default="drive; with --from, the one that reads it",
         ),
     ] = None,
     from_: Annotated[
@@ -55,18 +55,20 @@ def download(
         typer.Option(
             "--from",
             metavar="PATH|URL",
-            help="Take them from here: a zip file or folder of npz chunks, a replay log, or a zip's address.",
+            help="Location to read: a zip file or folder of npz chunks, a replay log, or the URL of a zip file.",
             show_default="none",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Fetch and store again what is already here.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Fetch and store again what is here already, and replace it.")
+    ] = False,
     show_list: Annotated[
-        bool, typer.Option("--list", help="Show the sources, the games and what is here; get nothing.")
+        bool, typer.Option("--list", help="Show the sources, the games and what is stored; fetch nothing.")
     ] = False,
 ) -> None:
-    """Get demonstrations of games into the data folder.
+    """Fetch demonstrations and store them in the data folder.
 
-    An interrupted download resumes where it was cut; a partial store is never taken for a complete one.
+    An interrupted download resumes where it stopped; an incomplete store is never used.
     """
     with terminal(output) as here:
         if not (show_list or games):

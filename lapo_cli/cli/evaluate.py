@@ -1,4 +1,4 @@
-"""``lapo evaluate``: play the policies of a run and compare them."""
+"""``lapo evaluate``: evaluate the policies of a run and compare them."""
 
 from typing import Annotated
 
@@ -18,12 +18,12 @@ def evaluate(
         int | None,
         typer.Option(
             min=2,
-            help="Episodes that each policy plays on unseen levels; short for --set evaluation.episodes=N.",
+            help="Episodes of each policy, on unseen levels; short for --set evaluation.episodes=N.",
             show_default="the run's",
         ),
     ] = None,
 ) -> None:
-    """Play the policies found at or below RUN_DIR and print the table of their returns."""
+    """Evaluate the policies in RUN_DIR and print the table of their returns."""
     with terminal(output) as here:
         from lapo_cli.core import pipeline
 

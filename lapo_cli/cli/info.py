@@ -1,4 +1,4 @@
-"""``lapo info``: what one pastes into a bug report, and the table of configuration keys."""
+"""``lapo info``: facts for a bug report, and the table of configuration keys."""
 
 import importlib.metadata
 import os
@@ -21,11 +21,11 @@ def info(
     data_dir: DataDir,
     output: Output,
     show_config: Annotated[
-        bool, typer.Option("--config", help="Show every configuration key with its value and meaning instead.")
+        bool, typer.Option("--config", help="Show every configuration key, its value and its meaning instead.")
     ] = False,
     preset: PresetName = "paper",
 ) -> None:
-    """Versions, devices, where the data is and which games are here."""
+    """Show versions, devices, the data folder and the games stored in it."""
     with terminal(output) as here:
         if show_config:
             from lapo_cli.core.config import describe, load_config

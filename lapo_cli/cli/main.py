@@ -25,10 +25,10 @@ app = typer.Typer(
 )
 
 _PANELS = {
-    "The whole job": (run_all,),
-    "Stage by stage": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
-    "Demonstrations of your own": (train_expert, record),
-    "About this machine": (info,),
+    "All stages": (run_all,),
+    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
+    "Your own demonstrations": (train_expert, record),
+    "Information": (info,),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:

@@ -39,23 +39,27 @@ DataDir = Annotated[
 ]
 GameName = Annotated[
     str,
-    typer.Argument(metavar="GAME", help="A game; 'lapo download --list' shows them."),
+    typer.Argument(metavar="GAME", help="Name of a game; 'lapo download --list' shows them."),
 ]
 PresetName = Annotated[
-    str, typer.Option(help="Sizes to start from: 'paper' needs a GPU and hours, 'quick' two CPU cores and minutes.")
+    str,
+    typer.Option(
+        help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores."
+    ),
 ]
 Reconfigure = Annotated[
     bool,
     typer.Option(
         "--reconfigure",
-        help="Give an existing run this configuration; results that depend on what changed are set aside.",
+        help="Change the configuration of an existing run; results that depend on what changed are set aside.",
         rich_help_panel="Configuration",
     ),
 ]
 RunPath = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN_DIR", help="A run directory, or one game or seed in it; its stored configuration is used."
+        metavar="RUN_DIR",
+        help="A run directory, or a folder of one game or seed in it; the run's configuration is used.",
     ),
 ]
 
@@ -77,10 +81,12 @@ class Output:
 
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON document on stdout, all else on stderr.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            "--json", help="Print one JSON document on stdout; everything else goes to stderr.", rich_help_panel=_OUTPUT
+        ),
     ] = False
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="No progress, only results and errors.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--quiet", help="Show results and errors only, no progress.", rich_help_panel=_OUTPUT)
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=_OUTPUT)] = (
         False
@@ -92,7 +98,8 @@ class Output:
             envvar="LAPO_PLUGIN",
             is_eager=True,  # Loaded first, so that the other options know what it adds.
             callback=_load_plugins,
-            help="Python file that adds environments, sources, quantizers, stages or launchers; repeatable.",
+            help="Python file that adds environments, sources, quantizers, policy targets, stages or launchers; "
+            "repeatable.",
             show_default="none",
         ),
     ] = None
@@ -145,9 +152,11 @@ class Acting:
     """On which device a command that needs no demonstrations computes, and whether it starts over."""
 
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Where networks run; auto takes a GPU if there is one.")
+        str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to compute on; auto: a GPU if there is one.")
     ] = "auto"
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; what is there is set aside.")] = False
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; stages and recordings that exist are set aside as NAME.old-N.")
+    ] = False
 
     def options(self, *, wandb: bool = False, jobs: int = 1, launcher: str = "local") -> "Options":
         """The same for the core."""

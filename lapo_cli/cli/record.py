@@ -1,4 +1,4 @@
-"""``lapo train-expert`` and ``lapo record``: demonstrations of one's own."""
+"""``lapo train-expert`` and ``lapo record``: your own demonstrations."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,12 +23,12 @@ def train_expert(
         int | None,
         typer.Option(min=1, help="Environment steps; short for --set expert.steps=N.", show_default="the preset's"),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-expert-PRESET")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/GAME-expert-PRESET")] = None,
     reconfigure: Reconfigure = False,
 ) -> None:
     """Train an expert to record: PPO from scratch with Procgen's standard settings.
 
-    'lapo evaluate RUN_DIR' measures it on unseen levels.
+    'lapo evaluate RUN_DIR' evaluates it on unseen levels.
     """
     with terminal(output) as here:
         ENVIRONMENTS.get(game)
@@ -52,8 +52,8 @@ def record(
         list[str] | None,
         typer.Option(
             metavar="planner|random|PATH",
-            help="Who plays: the game's planner, the random policy, or the folder or weights file of a trained stage; "
-            "repeatable, environment n is then played by policy n modulo their number.",
+            help="Policy to record: the game's planner, the random policy, or the folder or weights file of a trained "
+            "stage; repeatable: environment n then follows policy n modulo their number.",
             show_default="planner",
         ),
     ] = None,
@@ -62,22 +62,24 @@ def record(
         typer.Option(
             min=0,
             max=1,
-            help="Share of actions replaced by random ones; once for all policies or once for each.",
+            help="Fraction of actions replaced by random ones; once for all policies or once for each.",
             show_default="0",
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=3, help="Training frames to record, at least.")] = 131_072,
-    test_frames: Annotated[int, typer.Option(min=0, help="Frames to record on other levels, at least; 0: none.")] = 0,
+    frames: Annotated[int, typer.Option(min=3, help="Minimum number of training frames.")] = 131_072,
+    test_frames: Annotated[
+        int, typer.Option(min=0, help="Minimum number of test frames, on other levels; 0: none.")
+    ] = 0,
     greedy: Annotated[
-        bool, typer.Option("--greedy/--sampled", help="Whether networks take their likeliest action or sample.")
+        bool, typer.Option("--greedy/--sampled", help="Take the most probable action of a network, or sample.")
     ] = False,
-    num_envs: Annotated[int, typer.Option(min=1, help="Environments side by side.")] = 64,
+    num_envs: Annotated[int, typer.Option(min=1, help="Parallel environments.")] = 64,
     seed: Annotated[
         int, typer.Option(min=0, max=999_999_999, help="Seed of the levels and of all random choices.")
     ] = 0,
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the logs go.")] = Path("runs/recorded"),
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the logs.")] = Path("runs/recorded"),
 ) -> None:
-    """Play a game and write replay logs: one byte a frame, for 'lapo download GAME --from FOLDER'.
+    """Record a policy as replay logs, one byte a frame, for 'lapo download GAME --from FOLDER'.
 
     An interrupted recording resumes where it stopped.
     """

@@ -14,31 +14,35 @@ from lapo_cli.core.launchers.base import LAUNCHERS
 
 
 def run_all(
-    games: Annotated[str, typer.Option(metavar="all|GAME,GAME,…", help="The games to run.")],
+    games: Annotated[str, typer.Option(metavar="all|GAME,GAME,…", help="Games to run.")],
     overrides: Overrides,
     execution: Execution,
     logging: Logging,
     output: Output,
-    seeds: Annotated[str, typer.Option(metavar="N,N,…", help="Seeds to run each game with.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(metavar="N,N,…", help="Training seeds; each game runs once with each seed.")
+    ] = "0",
     preset: PresetName = "paper",
-    run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/PRESET")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     reconfigure: Reconfigure = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Games side by side: one GPU each, or as many CPU shares.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Games and seeds to run in parallel, each on a GPU or an equal share of the CPU.")
+    ] = 1,
     launcher: Annotated[
-        str, typer.Option(metavar="NAME", help="What runs them: local, or a launcher of a plugin.")
+        str, typer.Option(metavar="NAME", help="What runs the jobs: 'local', or a launcher that a plugin adds.")
     ] = "local",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run and what is done already, and do nothing.")
+        bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
     ] = False,
 ) -> None:
-    """Everything, in order: data, stages 1 to 3, baselines, evaluation and one table.
+    """Run everything in order: data, stages 1 to 3, baselines, evaluation and one table.
 
-    What is finished already is not run again, and what was cut is resumed.
+    Finished stages are skipped, interrupted ones are resumed.
 
     A game that fails is reported at the end (exit code 1) and does not stop the others.
 
-    Data that is not here is downloaded first: the official files with the preset 'paper', the bundled demonstrations
-    with 'quick' (see the key data.source).
+    Missing data is fetched first, from the source that the key data.source names: the official files with the preset
+    'paper', the bundled demonstrations with 'quick'.
     """
     with terminal(output) as here:
         names = parse_games([games], execution.data_dir)

@@ -1,4 +1,4 @@
-"""``lapo train-idm``, ``train-policy``, ``decode-offline`` and ``finetune-online``: one stage each."""
+"""``lapo train-idm``, ``train-policy``, ``decode-offline``, ``finetune-online`` and ``run-stage``: one stage each."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,10 +28,10 @@ def train_idm(
     output: Output,
     preset: PresetName = "paper",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")] = 0,
-    run_dir: Annotated[Path | None, typer.Option(help="Where to work.", show_default="runs/GAME-PRESET")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/GAME-PRESET")] = None,
     reconfigure: Reconfigure = False,
 ) -> None:
-    """Stage 1: learn latent actions from frames (inverse dynamics and world model)."""
+    """Stage 1: learn latent actions from frames (inverse dynamics model and world model)."""
     with terminal(output) as here:
         game, *others = parse_games([game], execution.data_dir)  # Errors come before PyTorch is loaded, which is slow.
         if others:
@@ -47,7 +47,7 @@ def train_idm(
 
 
 def train_policy(path: RunPath, overrides: Overrides, execution: Execution, logging: Logging, output: Output) -> None:
-    """Stage 2: learn a policy over latent actions by imitating them."""
+    """Stage 2: learn a policy over latent actions by behaviour cloning."""
     with terminal(output) as here:
         run = overrides.on_run(path)
         _run_below(here, run, "policy", path, execution.options(wandb=logging.wandb))
@@ -63,12 +63,12 @@ def decode_offline(
         str | None,
         typer.Option(
             metavar="N,N,…",
-            help="Numbers of labelled frames, one decoder each; short for --set offline.labels=[…].",
+            help="Numbers of labelled frames, one decoder for each; short for --set offline.labels=[…].",
             show_default="the run's",
         ),
     ] = None,
 ) -> None:
-    """Stage 3, offline: decode latent into true actions from a few labelled frames."""
+    """Stage 3, offline: decode latent actions into true actions from a few labelled frames."""
     with terminal(output) as here:
         run = overrides.on_run(path, *([] if labels is None else [f"offline.labels=[{labels}]"]))
         _run_below(here, run, "offline", path, execution.options(wandb=logging.wandb))
@@ -83,8 +83,8 @@ def finetune_online(
     init: Annotated[
         Init,
         typer.Option(
-            help="Start from the latent policy; from it without the decoder's labels; or from new weights, "
-            "the PPO baseline."
+            help="Start from the latent policy with a decoder, from the latent policy without one, or from new weights "
+            "(the PPO baseline)."
         ),
     ] = "latent",
     steps: Annotated[
@@ -92,21 +92,21 @@ def finetune_online(
         typer.Option(min=1, help="Environment steps; short for --set online.steps=N.", show_default="the run's"),
     ] = None,
 ) -> None:
-    """Stage 3, online: decode and fine-tune by reinforcement learning (PPO)."""
+    """Stage 3, online: decode latent actions and fine-tune by reinforcement learning (PPO)."""
     with terminal(output) as here:
         run = overrides.on_run(path, *([] if steps is None else [f"online.steps={steps}"]))
         _run_below(here, run, _STAGE_OF[init], path, execution.options(wandb=logging.wandb))
 
 
 def run_stage(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Name of a stage, for example one that a plugin adds.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Name of the stage.")],
     path: RunPath,
     overrides: Overrides,
     execution: Execution,
     logging: Logging,
     output: Output,
 ) -> None:
-    """Any stage by its name, those of plugins included, for every game and seed of a run."""
+    """Run any stage by its name, for example one that a plugin adds."""
     with terminal(output) as here:
         _run_below(here, overrides.on_run(path), stage, path, execution.options(wandb=logging.wandb))
 

@@ -1,4 +1,4 @@
-"""An environment: a dot on a board of 48x48 pixels walks to a goal, by five actions."""
+"""An environment: a dot on a board of 48x48 pixels walks to a goal; five actions."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _FIELDS, _PIXELS, _LONGEST = 8, 6, 32
 
 
 class Dots(VecEnv):
-    """N boards; a dot that reaches its goal earns 1 and starts again elsewhere."""
+    """N boards. Reaching the goal earns 1 and ends the episode, as does the step number 32."""
 
     saves_state = True
 

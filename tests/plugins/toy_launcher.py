@@ -7,7 +7,7 @@ from lapo_cli.core.progress import Progress
 
 
 class Backwards(Launcher):
-    """See the module."""
+    """One job at a time in this process, the last one first."""
 
     name = "backwards"
 

@@ -12,7 +12,7 @@ from lapo_cli.core.models.quantizers.base import Quantizer
 
 
 class Direction(PolicyTarget):
-    """z up to its length."""
+    """The direction of z; the policy does not predict its length."""
 
     def loss(self, predicted: Tensor, z: Tensor) -> Tensor:
         return (1 - F.cosine_similarity(predicted, z, dim=1)).mean()

@@ -11,7 +11,7 @@ from lapo_cli.core.models.quantizers.base import Quantized, Quantizer
 
 
 class Rounding(Quantizer):
-    """tanh, then rounding; the gradient passes straight through."""
+    """tanh, then rounding, with a straight-through gradient."""
 
     def __init__(self, la_dim: int, levels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A source: demonstrations that somebody else's program makes, here random moves of a square."""
+"""A source: demonstrations that other code makes, here random moves of a square."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _LENGTH = 64  # frames an episode
 
 
 class Squares(Importer):
-    """Episodes in which a square of 8x8 pixels moves over a board of 48x48, one of five ways a frame."""
+    """Episodes of 64 frames in which a square of 8x8 pixels moves over a board of 48x48, by one of five actions."""
 
     def __init__(self, game: str) -> None:
         self._game = game
@@ -43,7 +43,7 @@ class Squares(Importer):
 
 
 class SquaresSource(Source):
-    """See the module."""
+    """Makes demonstrations of any game; it reads no location."""
 
     name = "squares"
     description = "A square that moves at random."

@@ -1,4 +1,4 @@
-"""A stage: a policy that takes one action with a set probability, with a setting of its own."""
+"""A stage: a policy that prefers one action, with settings of its own."""
 
 from collections.abc import Iterator
 from typing import Any
