@@ -61,7 +61,7 @@ def _summary(failures: list[Failure], games: tuple[str, ...] = ("maze",)) -> Sum
         for game in games
         for method, labels in policies.items()
     ]
-    rows.append(Row(games[0], "demonstrations", None, None, None, None, None, 0, 1, 0.5, "recorded, not played"))
+    rows.append(Row(games[0], "demonstrations", None, None, None, None, None, 0, 1, 0.5))
     return Summary(rows, {}, [], failures, Path("runs/quick"), [Path("runs/quick/summary.md")])
 
 
@@ -231,7 +231,7 @@ def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: p
     assert [cell.strip() for cell in long.strip("| ").split("|")] == [
         *(f"{_LONG}, 4,096 labelled frames", "1.23", "1.00 to 1.50", "256", "0.25")
     ]
-    assert "| demonstrations (recorded, not played) " in said.stdout
+    assert "| demonstrations " in said.stdout
     assert "Written: runs/quick/summary.md" in said.stdout
     assert all(len(line) == len(lines[0]) for line in lines[:5])
 

@@ -52,7 +52,7 @@ def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, 
         "LAPO fine-tuned online, 512 steps",
         "PPO from scratch, 512 steps",
     ]
-    assert _policies(summary, "maze") == ["random policy", "demonstrations (expert) (as recorded)", *played]
+    assert _policies(summary, "maze") == ["random policy", "demonstrations (expert)", *played]
     # In so few frames of fruitbot no episode ends, so there is nothing to say of its demonstrations.
     assert _policies(summary, "fruitbot") == _policies(summary, ALL_GAMES) == ["random policy", *played]
     for row in summary.rows:
@@ -108,7 +108,7 @@ def test_evaluate_takes_any_level_of_the_tree(done: tuple[RunDir, Summary], data
     stage = evaluate(run, run.path / "maze" / "seed-0" / "scratch", options, Silent())
     assert [row.title for row in stage.rows] == [
         "random policy",
-        "demonstrations (expert) (as recorded)",
+        "demonstrations (expert)",
         "PPO from scratch, 512 steps",
     ]
     with pytest.raises(RunDirError):

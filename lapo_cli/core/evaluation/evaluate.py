@@ -155,7 +155,7 @@ def _demonstrations(ctx: Context) -> list[Row]:
         return []
     if len(returns) == 0:
         return []
-    return [make_row(ctx.env, DEMONSTRATIONS, [returns], note="as recorded")]
+    return [make_row(ctx.env, DEMONSTRATIONS, [returns])]
 
 
 def _probes(contexts: Iterable[Context]) -> Iterator[str]:

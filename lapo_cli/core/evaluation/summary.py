@@ -29,7 +29,6 @@ class Row:
         episodes: how many were played or, for demonstrations, recorded.
         seeds: how many trainings they come from.
         normalized: (mean - random) / (paper's expert - random); None where those are not known.
-        note: what else one should know to read the row.
     """
 
     game: str
@@ -42,7 +41,6 @@ class Row:
     episodes: int
     seeds: int
     normalized: float | None
-    note: str = ""
 
     @property
     def title(self) -> str:
@@ -52,7 +50,7 @@ class Row:
             words.append(f"{self.labels:,} labelled frames")
         if self.env_steps is not None:
             words.append(f"{self.env_steps:,} steps")
-        return ", ".join(words) + (f" ({self.note})" if self.note else "")
+        return ", ".join(words)
 
     def cells(self) -> dict[str, str]:
         """Column -> what it shows, for tables of any form."""
@@ -132,7 +130,6 @@ def make_row(
     *,
     labels: int | None = None,
     env_steps: int | None = None,
-    note: str = "",
 ) -> Row:
     """A row from one array of episodic returns (E,) a training seed; the other arguments are those of :class:`Row`."""
     estimate = mean_return(returns)
@@ -147,7 +144,6 @@ def make_row(
         episodes=sum(len(array) for array in returns),
         seeds=len(returns),
         normalized=env.normalize(estimate.mean),
-        note=note,
     )
 
 
