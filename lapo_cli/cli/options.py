@@ -158,11 +158,11 @@ class Acting:
         bool, typer.Option("--fresh", help="Start over; stages and recordings that exist are set aside as NAME.old-N.")
     ] = False
 
-    def options(self, *, wandb: bool = False, jobs: int = 1, launcher: str = "local") -> "Options":
-        """The same for the core."""
+    def options(self, **more: Any) -> "Options":
+        """The same for the core; ``more`` are further fields of its class."""
         from lapo_cli.core.pipeline import Options
 
-        return Options(**dataclasses.asdict(self), wandb=wandb, jobs=jobs, launcher=launcher)
+        return Options(**dataclasses.asdict(self), **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,14 @@ def run_all(
     launcher: Annotated[
         str, typer.Option(metavar="NAME", help="What runs the jobs: 'local', or a launcher that a plugin adds.")
     ] = "local",
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Also train ceilings and peer methods: BC on all true labels and on the few, a supervised inverse "
+            "dynamics model, and relabelling by one (VPT).",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
     ] = False,
@@ -54,7 +62,7 @@ def run_all(
         from lapo_cli.core.run_dir import RunDir
 
         where = run_dir or Path("runs", preset)
-        options = execution.options(wandb=logging.wandb, jobs=jobs, launcher=launcher)
+        options = execution.options(wandb=logging.wandb, jobs=jobs, launcher=launcher, baselines=baselines)
         if dry_run:
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
             here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))

@@ -37,6 +37,7 @@ class Options:
         wandb: log to Weights & Biases too.
         jobs: games and seeds side by side.
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
+        baselines: include the ceilings and peer methods in ``run-all``.
     """
 
     device: str = "auto"
@@ -45,6 +46,7 @@ class Options:
     wandb: bool = False
     jobs: int = 1
     launcher: str = "local"
+    baselines: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progres
     return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
 
 
-def chain() -> list[Stage]:
+def chain(*, baselines: bool = False) -> list[Stage]:
     """The stages of ``run-all`` for one game and seed, in order."""
-    return [stage for stage in STAGES.values() if stage.in_chain]
+    included = ("always", "baselines") if baselines else ("always",)
+    return [stage for stage in STAGES.values() if stage.in_chain in included]
 
 
 def run_stage(
@@ -136,7 +139,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     for game in games:
         for seed in seeds:
             again: set[str] = set()
-            for stage in chain():
+            for stage in chain(baselines=options.baselines):
                 folder = run.seed_dir(game, seed).stage(stage.name)
                 begun = folder.begun()
                 changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
@@ -169,7 +172,7 @@ class Chain:
         ctx = _context(self.run, seed_dir, options, progress)
         data = self.run.config.data
         ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
-        for stage in chain():
+        for stage in chain(baselines=options.baselines):
             reason = stage.applicable(ctx)
             if reason is not None:
                 progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")

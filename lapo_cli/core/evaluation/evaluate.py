@@ -1,9 +1,9 @@
 """Evaluates the policies that finished stages offer, and keeps each one's episodes until the policy changes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from lapo_cli.core.evaluation.rollout import rollout, uniform
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
 from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import StageDir, fingerprint
-from lapo_cli.core.training.checkpoints import IDM
+from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_environment, stage_seed
 
@@ -144,7 +144,7 @@ def compare(contexts: list[Context], failures: list[Failure], folder: Path, only
             for (method, labels, env_steps), returns in pooled.items()
         ]
         rows += [*shown[:1], *_demonstrations(of_game[0]), *shown[1:]]
-    return Summary(with_mean_of_games(rows), by_seed, list(_probes(contexts)), failures, folder)
+    return Summary(with_mean_of_games(rows), by_seed, list(_health(contexts)), failures, folder)
 
 
 def _demonstrations(ctx: Context) -> list[Row]:
@@ -158,14 +158,29 @@ def _demonstrations(ctx: Context) -> list[Row]:
     return [make_row(ctx.env, DEMONSTRATIONS, [returns])]
 
 
-def _probes(contexts: Iterable[Context]) -> Iterator[str]:
-    """How well the true action can be read off the latent one, and what to compare that with."""
+def _health(contexts: Iterable[Context]) -> Iterator[str]:
+    """How good the latent actions are, and what to compare that with."""
     for ctx in contexts:
         done = ctx.seed_dir.stage(IDM).done()
-        if done is not None and "probe/accuracy" in done["results"]:
-            found = done["results"]
+        if done is None:
+            continue
+        found = done["results"]
+        if "probe/accuracy" in found:
+            supervised = ctx.seed_dir.stage(SUPERVISED_IDM).done()
+            ceiling = "" if supervised is None else f", a supervised model: {supervised['results']['val/accuracy']:.2f}"
             yield (
                 f"{ctx.title('probe')}: reads the true action off the latent action with accuracy "
                 f"{found['probe/accuracy']:.2f} (majority baseline: {found['probe/majority_baseline']:.2f}, "
-                f"an untrained network's latent action: {found['probe/untrained']:.2f})."
+                f"an untrained network's latent action: {found['probe/untrained']:.2f}{ceiling})."
             )
+        yield f"{ctx.title('world model')}: {_prediction_error(found)}."
+
+
+def _prediction_error(found: Mapping[str, Any]) -> str:
+    parts = [f"its error is {found['val/world_model'] / max(found['val/copy_last_frame'], 1e-12):.2f} of copying's"]
+    if "val/world_model_changed" in found:
+        changed = found["val/world_model_changed"] / max(found["val/copy_last_frame_changed"], 1e-12)
+        parts.append(f"{changed:.2f} on the pixels that change")
+    if "val/code_usage" in found:
+        parts.append(f"{found['val/code_usage']:.0%} of the codes are used")
+    return ", ".join(parts)

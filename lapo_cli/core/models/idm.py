@@ -11,22 +11,21 @@ _DIFFERENCE_GAIN = 7.0
 _HEAD_GAIN = 5.0
 
 
-class InverseDynamicsModel(nn.Module):
-    """Trunk over three stacked frames, a linear layer to the latent action, and the quantizer.
+class InverseDynamics(nn.Module):
+    """Trunk over three stacked frames, and linear layers to ``out`` numbers on what happened between them.
 
     Args:
         scale: k of the trunk.
         size: pixels a side of the frames.
-        quantizer: maps the latent action z to z_q.
+        out: logits of true actions, or numbers of a latent action.
     """
 
-    def __init__(self, scale: int, size: int, quantizer: Quantizer) -> None:
+    def __init__(self, scale: int, size: int, out: int) -> None:
         super().__init__()
         self.size = size
         self.trunk = ImpalaTrunk(9, scale, size)
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
-        self.head = nn.Linear(HIDDEN, quantizer.la_dim)
-        self.quantizer = quantizer
+        self.head = nn.Linear(HIDDEN, out)
 
     @torch.no_grad()
     def start_from_differences(self) -> None:
@@ -48,10 +47,28 @@ class InverseDynamicsModel(nn.Module):
             conv.weight[channels, before : before + 3] = -kernel[channels]
         self.head.weight.mul_(_HEAD_GAIN)
 
+    def infer(self, frames: Tensor) -> Tensor:
+        """(B, out) of normalized frames (o_{t-1}, o_t, o_{t+1}), (B, 3, 3, size, size)."""
+        out: Tensor = self.head(self.hidden(self.trunk(stack_frames(frames))).relu())
+        return out
+
+
+class InverseDynamicsModel(InverseDynamics):
+    """Infers a latent action, and quantizes it.
+
+    Args:
+        scale: k of the trunk.
+        size: pixels a side of the frames.
+        quantizer: maps the latent action z to z_q.
+    """
+
+    def __init__(self, scale: int, size: int, quantizer: Quantizer) -> None:
+        super().__init__(scale, size, quantizer.la_dim)
+        self.quantizer = quantizer
+
     def latent_action(self, frames: Tensor) -> Tensor:
         """z_t before quantization, (B, la_dim), of normalized frames (o_{t-1}, o_t, o_{t+1}): (B, 3, 3, size, size)."""
-        z: Tensor = self.head(self.hidden(self.trunk(stack_frames(frames))).relu())
-        return z
+        return self.infer(frames)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Quantized]:
         """z (B, la_dim) and what the quantizer makes of it, of normalized frames (B, 3, 3, size, size)."""

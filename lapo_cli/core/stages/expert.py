@@ -60,7 +60,7 @@ STAGES.register(
         applicable=needs_environment,
         policies=partial(agent_policy, _LABEL, _build_agent),
         build_agent=_build_agent,
-        in_chain=False,
+        in_chain="never",
         order=70,
     )
 )

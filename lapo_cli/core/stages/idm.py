@@ -22,6 +22,7 @@ from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, spli
 from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
 
 _HELD_OUT_WINDOWS = 4096
+_CHANGED = 0.02  # of the range of a normalized pixel
 
 
 def joint_loss(
@@ -53,7 +54,7 @@ def change_weights(frames: Tensor, change_weight: float) -> Tensor:
     Around: within size / 8 pixels, so that something predicted beside where it went costs as much as its absence where
     it is, and only the latent action says which.
     """
-    changed = (frames[:, 2] - frames[:, 1]).abs().amax(1, keepdim=True) > 0.02
+    changed = (frames[:, 2] - frames[:, 1]).abs().amax(1, keepdim=True) > _CHANGED
     reach = frames.shape[-1] // 8
     near = F.max_pool2d(changed.to(frames.dtype), 2 * reach + 1, stride=1, padding=reach)
     weights = 1 + change_weight * near
@@ -136,24 +137,40 @@ class _HeldOut:
         }
 
     @torch.no_grad()
-    def _world_model_loss(self, idm: InverseDynamicsModel, world_model: WorldModel) -> tuple[float, float]:
-        """Mean squared error of the world model, and of repeating o_t."""
-        loss = copying = 0.0
+    def _health(self, idm: InverseDynamicsModel, world_model: WorldModel) -> dict[str, float]:
+        """Prediction error, in total and on the pixels that change, beside that of repeating o_t; and code usage."""
+        sums = torch.zeros(5, dtype=torch.float64)  # squared errors: model, copying, both where it changes; such pixels
+        used: set[tuple[int, int]] = set()  # codebook and code
         for batch in gathered(self._loader, self._windows):
             frames = normalize(batch, idm.size)
-            _, metrics = joint_loss(idm, world_model, frames, self._ctx.compute, 0.0)
-            loss += metrics["losses/world_model"].item() * len(frames)
-            copying += F.mse_loss(frames[:, 1], frames[:, 2]).item() * len(frames)
-        return loss / len(self._windows), copying / len(self._windows)
+            with self._ctx.compute.autocast():
+                _, quantized = idm(frames)
+                prediction = world_model(frames[:, :2], quantized.latent)
+            error = (prediction.float() - frames[:, 2]).square().mean(1)
+            copying = (frames[:, 1] - frames[:, 2]).square().mean(1)
+            changed = (frames[:, 1] - frames[:, 2]).abs().amax(1) > _CHANGED
+            terms = (error, copying, error * changed, copying * changed, changed)
+            sums += torch.stack([term.double().sum() for term in terms]).cpu()
+            if quantized.codes is not None:
+                for book, codes in enumerate(quantized.codes.unbind(1)):
+                    used |= {(book, code) for code in codes.unique().tolist()}
+        pixels = len(self._windows) * idm.size**2
+        health = {"val/world_model": float(sums[0]) / pixels, "val/copy_last_frame": float(sums[1]) / pixels}
+        if sums[4] > 0:
+            health["val/world_model_changed"] = float(sums[2] / sums[4])
+            health["val/copy_last_frame_changed"] = float(sums[3] / sums[4])
+        if idm.quantizer.num_codes:
+            health["val/code_usage"] = len(used) / idm.quantizer.num_codes
+        return health
 
     def __call__(self, idm: InverseDynamicsModel, world_model: WorldModel) -> dict[str, float]:
         idm.eval()
         world_model.eval()
-        loss, copying = self._world_model_loss(idm, world_model)
+        health = self._health(idm, world_model)
         probe = self.probe(idm, "probe/accuracy")
         idm.train()
         world_model.train()
-        return {"val/world_model": loss, "val/copy_last_frame": copying, **probe}
+        return {**health, **probe}
 
 
 STAGES.register(

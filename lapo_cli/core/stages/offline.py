@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from lapo_cli.core.data.batches import FrameLoader
@@ -14,8 +13,8 @@ from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import Act, OfflineAgent
 from lapo_cli.core.training.checkpoints import IDM, POLICY, header, load_idm, load_policy
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import labelled_pairs, training_windows
-from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_actions, stage_seed
+from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, labelled_pairs
+from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_actions
 
 _NAME = "offline"
 _LABEL = "LAPO decoded offline"
@@ -26,9 +25,8 @@ def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
     """Train one decoder for every number of labelled frames; smaller sets are part of larger ones."""
     train, test = ctx.open_store("train"), ctx.open_store("test")
     device, num_actions = ctx.compute.device, ctx.env.require_actions()
-    windows = train.labelled(training_windows(train.video(), ctx.config.data.max_frames))
-    order = np.random.default_rng(stage_seed(ctx, "labelled frames")).permutation(windows)
-    counts = sorted({min(count, len(order)) for count in ctx.config.offline.labels})
+    order = labelled_frames(ctx, train)
+    counts = label_counts(ctx, len(order))
     idm = load_idm(ctx)
     loaders = [FrameLoader(store.video(), device, resident=False) for store in (train, test)]
     latents, actions = labelled_pairs(ctx, idm, train, order[: counts[-1]], loaders[0])

@@ -112,7 +112,7 @@ class _OnlineDecoder:
         self._actions = [a.to(device) for a in state["actions"]]
 
 
-def _register(name: str, label: str, init: str, *, with_decoder: bool, order: int, in_chain: bool) -> None:
+def _register(name: str, label: str, init: str, *, with_decoder: bool, order: int) -> None:
     build: Callable[[Mapping[str, Any], Compute], LatentAgent] = partial(_build_agent, with_decoder=with_decoder)
     STAGES.register(
         Stage(
@@ -125,11 +125,11 @@ def _register(name: str, label: str, init: str, *, with_decoder: bool, order: in
             applicable=needs_environment,
             policies=partial(agent_policy, label, build),
             build_agent=build,
-            in_chain=in_chain,
+            in_chain="always" if with_decoder else "never",
             order=order,
         )
     )
 
 
-_register("online", "LAPO fine-tuned online", "latent", with_decoder=True, order=40, in_chain=True)
-_register("rl-only", "LAPO fine-tuned online, RL only", "latent-rl-only", with_decoder=False, order=50, in_chain=False)
+_register("online", "LAPO fine-tuned online", "latent", with_decoder=True, order=40)
+_register("rl-only", "LAPO fine-tuned online, RL only", "latent-rl-only", with_decoder=False, order=50)

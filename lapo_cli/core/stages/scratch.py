@@ -1,13 +1,10 @@
 """The baseline: PPO from scratch, with the same network, environments and steps as online fine-tuning."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from lapo_cli.core.compute import Compute
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.agents import ScratchAgent
-from lapo_cli.core.training.checkpoints import actions_of, header, model_of
+from lapo_cli.core.training.checkpoints import direct_agent_of, header
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
@@ -17,16 +14,9 @@ _NAME = "scratch"
 _LABEL = "PPO from scratch"
 
 
-def _build_agent(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
-    model = model_of(about)
-    agent = ScratchAgent(model.policy_scale, model.policy_size, actions_of(about), compute)
-    compute.place(agent)
-    return agent
-
-
 def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config = ctx.config.online
-    agent = _build_agent(header(ctx, stage), ctx.compute)
+    agent = direct_agent_of(header(ctx, stage), ctx.compute)
     groups = agent.parameter_groups(config.scratch.at)
     ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
     training = PPOLoop(ctx, stage, "PPO from scratch", ppo)
@@ -44,8 +34,8 @@ STAGES.register(
         command="lapo finetune-online {seed_dir} --init scratch",
         sections=("model", "online"),
         applicable=needs_environment,
-        policies=partial(agent_policy, _LABEL, _build_agent),
-        build_agent=_build_agent,
+        policies=partial(agent_policy, _LABEL, direct_agent_of),
+        build_agent=direct_agent_of,
         order=60,
     )
 )

@@ -11,18 +11,21 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import ModelConfig, PolicyTargetConfig, Stage2Config
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.models.idm import InverseDynamicsModel
+from lapo_cli.core.models.idm import InverseDynamics, InverseDynamicsModel
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.models.quantizers.base import Quantizer
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
+from lapo_cli.core.training.agents import ScratchAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import require_stage
 
 IDM = "idm"
 POLICY = "policy"
+SUPERVISED_IDM = "supervised-idm"
 
 
 def header(ctx: Context, stage: StageDir, **more: Any) -> dict[str, Any]:
@@ -70,6 +73,26 @@ def build_idm(model: ModelConfig) -> InverseDynamicsModel:
     if model.motion_init:
         idm.start_from_differences()
     return idm
+
+
+def build_supervised_idm(model: ModelConfig, num_actions: int) -> InverseDynamics:
+    """A model of the same trunk that infers true actions, untrained."""
+    idm = InverseDynamics(model.idm_scale, model.frame_size, num_actions)
+    if model.motion_init:
+        idm.start_from_differences()
+    return idm
+
+
+def direct_agent_of(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
+    """The agent, untrained, that a header describes whose policy gives true actions directly; on its device.
+
+    Raises:
+        CorruptDataError: the header does not describe one.
+    """
+    model = model_of(about)
+    agent = ScratchAgent(model.policy_scale, model.policy_size, actions_of(about), compute)
+    compute.place(agent)
+    return agent
 
 
 def build_world_model(model: ModelConfig) -> WorldModel:

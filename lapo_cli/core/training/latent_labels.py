@@ -18,6 +18,7 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import stage_seed
 
 CHUNK = 512
 _KEPT = 16
@@ -52,6 +53,18 @@ def training_windows(video: Video, max_frames: int) -> NDArray[np.int64]:
     """Centres of the windows within the first ``max_frames`` frames, ascending."""
     windows = video.windows()
     return windows[windows < max_frames - 1]
+
+
+def labelled_frames(ctx: Context, train: FrameStore) -> NDArray[np.int64]:
+    """Centres of the labelled windows in the order in which labels are granted: N labels are those of the first N."""
+    windows = train.labelled(training_windows(train.video(), ctx.config.data.max_frames))
+    order: NDArray[np.int64] = np.random.default_rng(stage_seed(ctx, "labelled frames")).permutation(windows)
+    return order
+
+
+def label_counts(ctx: Context, available: int) -> list[int]:
+    """The configured numbers of labels, ascending, none above what is available."""
+    return sorted({min(count, available) for count in ctx.config.offline.labels})
 
 
 def latent_labels(

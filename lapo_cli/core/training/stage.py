@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -74,7 +74,7 @@ class Stage:
         applicable: why it cannot be run on what there is, or None; ``run-all`` then leaves it out.
         policies: the policies that a finished stage offers to ``evaluate``.
         build_agent: the network, untrained, of a weights file with this header; None if the stage makes no agent.
-        in_chain: whether ``run-all`` includes it.
+        in_chain: whether ``run-all`` includes it: always, only with ``--baselines``, or never.
         order: its place in ``run-all`` and in tables.
         config: the class of a section ``plugins.<name>`` of its own; for stages that plugins add.
     """
@@ -89,7 +89,7 @@ class Stage:
     applicable: Callable[[Context], str | None] = lambda ctx: None
     policies: Callable[[Context, StageDir], Iterable[TrainedPolicy]] = lambda ctx, stage: ()
     build_agent: Callable[[Mapping[str, Any], Compute], Agent] | None = None
-    in_chain: bool = True
+    in_chain: Literal["always", "baselines", "never"] = "always"
     order: int = 100
     config: type[Section] | None = None
 

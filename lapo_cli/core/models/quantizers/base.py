@@ -13,7 +13,7 @@ class Quantized:
     Attributes:
         latent: z_q (B, la_dim) float32; its gradient reaches z.
         loss: what is added to the world model's loss, a scalar.
-        codes: which codes were chosen, (B, ...) int64; None for a quantizer without codes.
+        codes: which codes of each codebook were chosen, (B, codebooks, ...) int64; None for a quantizer without codes.
         perplexity: exp of the entropy of the batch's mean code usage, summed over codebooks, a scalar; None likewise.
     """
 
@@ -28,9 +28,11 @@ class Quantizer(nn.Module, ABC):
 
     Attributes:
         la_dim: numbers a latent action.
+        num_codes: codes of all codebooks together; 0 for a quantizer without codes.
     """
 
     la_dim: int
+    num_codes: int = 0
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:

@@ -45,6 +45,7 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         self.shape = (codebooks, dim, positions)
         self.la_dim = codebooks * dim * positions
+        self.num_codes = codebooks * codes
         self.decay = decay
         self.commitment = commitment
         self.revive_below = revive_below

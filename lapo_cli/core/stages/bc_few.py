@@ -1,0 +1,42 @@
+"""What one would do without latent actions: behaviour cloning of the few labelled frames alone."""
+
+from functools import partial
+from typing import Any
+
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training.checkpoints import direct_agent_of
+from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, true_targets
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
+from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
+
+_NAME = "bc-few"
+_LABEL = "BC without latent actions"
+
+
+def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
+    train = ctx.open_store("train")
+    order = labelled_frames(ctx, train)
+
+    def targets(count: int) -> Targets:
+        assert train.actions is not None
+        return true_targets(train.actions, order[:count], ctx.env.require_actions())
+
+    return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, ctx.config.offline.steps)
+
+
+STAGES.register(
+    Stage(
+        name=_NAME,
+        label=_LABEL,
+        run=_run,
+        command="lapo run-stage bc-few {seed_dir}",
+        sections=("data", "model", "stage2", "offline"),
+        reads=("train", "test"),
+        applicable=needs_actions,
+        policies=partial(clone_policies, _LABEL),
+        build_agent=direct_agent_of,
+        in_chain="baselines",
+        order=64,
+    )
+)

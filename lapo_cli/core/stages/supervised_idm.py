@@ -1,0 +1,34 @@
+"""The ceiling of stage 1's probe: a supervised inverse dynamics model of the same trunk, steps and frames."""
+
+from typing import Any
+
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training.checkpoints import SUPERVISED_IDM
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.inverse_dynamics import train_inverse_dynamics
+from lapo_cli.core.training.latent_labels import labelled_frames
+from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
+
+_LABEL = "supervised inverse dynamics model"
+
+
+def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
+    train = ctx.open_store("train")
+    windows = labelled_frames(ctx, train)
+    _, results = train_inverse_dynamics(ctx, stage, _LABEL, train, windows, ctx.config.stage1.steps)
+    return results
+
+
+STAGES.register(
+    Stage(
+        name=SUPERVISED_IDM,
+        label=_LABEL,
+        run=_run,
+        command="lapo run-stage supervised-idm {seed_dir}",
+        sections=("data", "model", "stage1"),
+        reads=("train", "test"),
+        applicable=needs_actions,
+        in_chain="baselines",
+        order=61,
+    )
+)

@@ -1,0 +1,158 @@
+"""Behaviour cloning of true or inferred actions: the ceiling of latent policies, and their peers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lapo_cli.core.data.batches import BatchSampler, FrameLoader
+from lapo_cli.core.data.store import FrameStore
+from lapo_cli.core.models.frames import normalize
+from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
+from lapo_cli.core.training.agents import Act
+from lapo_cli.core.training.checkpoints import direct_agent_of, header
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import CHUNK
+from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
+from lapo_cli.core.training.stage import TrainedPolicy, stage_seed
+
+_PRESENT = (0,)
+_HELD_OUT_FRAMES = 4096
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a policy is to imitate.
+
+    Attributes:
+        windows: the frames, (W,) ascending.
+        actions: probabilities of the actions at each, (W, num_actions) float16.
+    """
+
+    windows: NDArray[np.int64]
+    actions: NDArray[np.float16]
+
+
+def true_targets(actions: NDArray[np.uint8], windows: NDArray[np.int64], num_actions: int) -> Targets:
+    """The true actions of these frames.
+
+    Args:
+        actions: (N,), of the whole store.
+        windows: (W,), in any order.
+        num_actions: how many there are.
+    """
+    windows = np.sort(windows)
+    return Targets(windows, np.eye(num_actions, dtype=np.float16)[actions[windows]])
+
+
+def with_true_actions(targets: Targets, store: FrameStore, labelled: NDArray[np.int64]) -> Targets:
+    """The same, with the true actions of the ``labelled`` frames (L,), which are among them, in place of guesses."""
+    assert store.actions is not None
+    known = true_targets(store.actions, labelled, targets.actions.shape[1])
+    actions = targets.actions.copy()
+    actions[np.searchsorted(targets.windows, known.windows)] = known.actions
+    return Targets(targets.windows, actions)
+
+
+def clone(ctx: Context, stage: str, folder: StageDir, title: str, targets: Targets, steps: int) -> dict[str, Any]:
+    """Train a policy of the configured size by cross-entropy, as stage 2 is trained, and save it in ``folder``.
+
+    Args:
+        stage: name of the stage that ``folder`` belongs to.
+        title: shown beside the progress bar.
+        steps: updates; the learning rate decays over them.
+
+    Returns:
+        Numbers worth reporting: ``val/accuracy`` on the test store, and the ``val/majority_baseline``.
+    """
+    config, compute = ctx.config.stage2.model_copy(update={"steps": steps}), ctx.compute
+    train, held_out = ctx.open_store("train"), ctx.open_store("test")
+    about = {**header(ctx, folder), "stage": stage}
+    agent = direct_agent_of(about, compute)
+    policy = agent.policy
+    optimizer = torch.optim.AdamW(policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    state: dict[str, Stateful] = {"policy": policy, "optimizer": optimizer}
+    loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
+    sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))
+    batches = FrameLoader(train.video(), compute.device).batches(sampler, loop.start, steps - loop.start, _PRESENT)
+    loader = FrameLoader(held_out.video(), compute.device, resident=False)
+    windows = held_out.labelled(held_out.video().windows())[:_HELD_OUT_FRAMES]
+
+    def logits(frames: Tensor) -> Tensor:
+        with compute.autocast():
+            out: Tensor = policy(normalize(frames[:, 0], policy.size))
+        return out.float()
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        if held_out.actions is None or len(windows) == 0:
+            return {}
+        true = held_out.actions[windows]
+        guessed = torch.cat(
+            [logits(loader.gather(windows[i : i + CHUNK], _PRESENT)).argmax(1) for i in range(0, len(windows), CHUNK)]
+        )
+        majority = np.bincount(true).max() / len(true)
+        return {
+            "val/accuracy": float((guessed.cpu().numpy() == true).mean()),
+            "val/majority_baseline": float(majority),
+        }
+
+    latest: dict[str, float] = {}
+    for step in loop:
+        set_learning_rate(optimizer, config.learning_rate(step))
+        frames = next(batches)
+        rows = np.searchsorted(targets.windows, sampler.indices(step))
+        loss = F.cross_entropy(logits(frames), torch.from_numpy(targets.actions[rows]).to(compute.device).float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loop.record({"losses/imitation": loss})
+        if (step + 1) % config.eval_every == 0 or step + 1 == steps:
+            latest = evaluate()
+            loop.measure(step, latest)
+    folder.save_weights({"agent": agent}, about)
+    return {"steps": steps, **(latest or evaluate())}
+
+
+def clone_for_each(
+    ctx: Context, stage: StageDir, title: str, counts: list[int], targets: Callable[[int], Targets], steps: int
+) -> dict[str, Any]:
+    """One clone for each number of labels, in a folder of its own; those that are finished are skipped.
+
+    Returns:
+        ``by_labels``: number of labels -> what :func:`clone` returns.
+    """
+    results = {}
+    for count in counts:
+        folder = StageDir(stage.path / f"labels-{count}")
+        if folder.done() is None:
+            torch.manual_seed(stage_seed(ctx, f"{stage.name}/{count}"))
+            folder.begin({"labels": count}, fresh=False)
+            folder.finish(clone(ctx, stage.name, folder, f"{title}, {count} labels", targets(count), steps))
+        results[str(count)] = folder.require_done(stage.name)["results"]
+    return {"by_labels": results}
+
+
+def clone_policy(method: str, ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
+    """The policy that :func:`clone` saved; for :attr:`Stage.policies`."""
+    yield TrainedPolicy(stage.name, method, partial(_load, ctx, stage))
+
+
+def clone_policies(method: str, ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
+    """The policies that :func:`clone_for_each` saved; for :attr:`Stage.policies`."""
+    results: Mapping[str, Any] = stage.require_done(stage.name)["results"]["by_labels"]
+    for count in sorted(map(int, results)):
+        folder = StageDir(stage.path / f"labels-{count}")
+        yield TrainedPolicy(f"{stage.name}-{count}", method, partial(_load, ctx, folder), labels=count)
+
+
+def _load(ctx: Context, folder: StageDir) -> Act:
+    agent = direct_agent_of(read_about(folder.path / WEIGHTS), ctx.compute)
+    folder.load_weights({"agent": agent})
+    return agent.act
