@@ -18,9 +18,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     SerializeAsAny,
+    TypeAdapter,
     ValidationError,
-    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -83,11 +84,11 @@ PLUGIN_SECTIONS: dict[str, type[Section]] = {}
 _V = TypeVar("_V", bound=Section)
 
 
-def _variant(registry: Registry[type[_V]], default: str) -> WrapValidator:
+def _variant(registry: Registry[type[_V]], default: str) -> PlainValidator:
     """Validate a section as the class registered under its ``kind``: a discriminated union that stays open."""
 
-    def validate(value: Any, handler: Any) -> Any:
-        if isinstance(value, Section):
+    def validate(value: Any) -> Any:
+        if type(value) in registry.values():
             return value
         kind = value.get("kind", default) if isinstance(value, dict) else None
         if not isinstance(kind, str):
@@ -98,7 +99,7 @@ def _variant(registry: Registry[type[_V]], default: str) -> WrapValidator:
             raise ValueError(str(error).rstrip(".")) from error
         return variant.model_validate(value)
 
-    return WrapValidator(validate)
+    return PlainValidator(validate)
 
 
 class DataConfig(Section):
@@ -308,9 +309,10 @@ class Config(Section):
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="Seconds between checkpoints of a training stage.")
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    # Not built when this module is imported: the modules of quantizers and policy targets import this one.
+    model: ModelConfig = Field(default_factory=ModelConfig)
     stage1: Stage1Config = Stage1Config()
-    stage2: Stage2Config = Stage2Config()
+    stage2: Stage2Config = Field(default_factory=Stage2Config)
     decoder: DecoderConfig = DecoderConfig()
     offline: OfflineConfig = OfflineConfig()
     online: OnlineConfig = OnlineConfig()
@@ -331,8 +333,9 @@ class Config(Section):
             raise ValueError(f"no loaded plugin adds a stage '{unknown[0]}' with settings: load it with --plugin FILE")
         sections: dict[str, Section] = {}
         for name, section in PLUGIN_SECTIONS.items():
-            given = value.get(name, {})
-            sections[name] = given if isinstance(given, Section) else section.model_validate(given)
+            # As the value of a mapping, so that the key of an error begins with the stage.
+            adapter: TypeAdapter[dict[str, Section]] = TypeAdapter(dict[str, section])  # type: ignore[valid-type]
+            sections |= adapter.validate_python({name: value.get(name, {})})
         return sections
 
 

@@ -51,6 +51,7 @@ from lapo_cli.core.files import (
 FORMAT = 2
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
+_LOCK = ".lock"
 _STATE_MAGIC = b"lapo-state-1"
 _STAMPS = ("key", "label", "lapo_version", "torch_version")
 _AGAIN = "run that stage again with --fresh"
@@ -304,7 +305,7 @@ class SeedDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold this game and seed against every other process, until the block or the process ends."""
-        with exclusive(self.path / ".lock", _busy(self.path)):
+        with exclusive(self.path / _LOCK, _busy(self.path)):
             yield
 
 
@@ -330,7 +331,12 @@ class RunDir:
                 works on.
         """
         file = path / "run.yaml"
-        if not file.exists() and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # The lock alone is what remains of a run that could not be made, for example on a full disk.
+        if (
+            not file.exists()
+            and path.exists()
+            and (not path.is_dir() or any(entry.name != _LOCK for entry in path.iterdir()))
+        ):
             raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
         run = cls(path, config, preset)
         if file.exists():
@@ -415,7 +421,7 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the whole run against other processes that want the whole run."""
-        with exclusive(self.path / ".lock", _busy(self.path)):
+        with exclusive(self.path / _LOCK, _busy(self.path)):
             yield
 
 

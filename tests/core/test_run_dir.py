@@ -235,6 +235,15 @@ def test_a_folder_of_something_else_is_no_run_directory(tmp_path: Path, tiny: Ti
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
+def test_a_run_directory_is_made_where_an_earlier_attempt_left_its_lock(tmp_path: Path, tiny: Tiny) -> None:
+    run = RunDir(tmp_path / "run", tiny(), "quick")
+    with run.lock():
+        pass
+    with run.lock(), pytest.raises(RunDirError, match="Another lapo process"):
+        RunDir.create(run.path, tiny(), "quick")
+    assert RunDir.create(run.path, tiny(), "quick") == RunDir.open(run.path)
+
+
 def test_another_configuration_is_refused_unless_the_run_is_to_be_reconfigured(tmp_path: Path, tiny: Tiny) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "quick")
     before = (run.path / "run.yaml").read_bytes()

@@ -135,6 +135,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
             worker.process.terminate()
         for worker in workers:
             worker.replay.close()
+            worker.events.close()  # Else a worker could wait for somebody to read what it still sends.
         for worker in workers:
             worker.process.join()
     except KeyboardInterrupt:

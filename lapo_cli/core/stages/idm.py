@@ -95,7 +95,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         loop.record(metrics)
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             latest = evaluate(idm, world_model)
-            loop.measure(step, latest)
+            loop.log(step, latest)
     stage.save_weights({"idm": idm, "world_model": world_model}, header(ctx, stage))
     return {"steps": config.steps, **(latest or evaluate(idm, world_model)), **untrained}
 

@@ -21,6 +21,7 @@ from lapo_cli.core.registry import Registry
 from lapo_cli.core.run_dir import StageDir, fingerprint
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import training_windows
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,10 @@ class Stage:
 class _Stages(Registry[Stage]):
     def register(self, item: Stage) -> Stage:
         """See :meth:`Registry.register`; the section of a stage is known from then on."""
+        super().register(item)
         if item.config is not None:
             PLUGIN_SECTIONS[item.name] = item.config
-        return super().register(item)
+        return item
 
     def values(self) -> list[Stage]:
         """All stages in their order."""
@@ -121,8 +123,13 @@ def needs_environment(ctx: Context) -> str | None:
 
 def needs_actions(ctx: Context) -> str | None:
     """Why a stage that needs true actions cannot be run, for :attr:`Stage.applicable`."""
-    if ctx.open_store("train").actions is None:
-        return f"the frames of {ctx.game} have no true actions"
+    train, test = ctx.open_store("train"), ctx.open_store("test")
+    for store, windows in (
+        (train, training_windows(train.video(), ctx.config.data.max_frames)),
+        (test, test.video().windows()),
+    ):
+        if len(store.labelled(windows)) == 0:
+            return f"the {store.manifest.split} frames of {ctx.game} have no true actions"
     return None
 
 
