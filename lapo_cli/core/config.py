@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from lapo_cli.core import files
-from lapo_cli.core.errors import ConfigError, UnknownNameError, shortened
+from lapo_cli.core.errors import ConfigError, UnknownNameError, one_line, shortened
 from lapo_cli.core.plugins import load_installed_stages
 from lapo_cli.core.registry import Registry
 
@@ -436,7 +436,7 @@ def _explain(error: ValidationError) -> str:
         hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
         return f"There is no configuration key '{key}': {hint}"
     found = "" if first["type"] == "missing" else f" (it is {shortened(reprlib.repr(first['input']))})"
-    what = shortened(first["msg"].removeprefix("Value error, "), 200)
+    what = one_line(first["msg"].removeprefix("Value error, "), 200)
     return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
 
 

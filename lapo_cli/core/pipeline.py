@@ -3,7 +3,6 @@
 A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,7 +131,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
     """What :func:`run_all` would do, without doing it."""
     planned = []
-    config = json.loads(run.config.model_dump_json())
+    config = run.config.model_dump(mode="json")
     for game in games:
         for seed in seeds:
             again: set[str] = set()

@@ -45,6 +45,7 @@ from lapo_cli.core.files import (
     parse_json,
     read_json,
     read_yaml,
+    set_aside,
     sha256_file,
 )
 
@@ -158,7 +159,7 @@ class StageDir:
             if done is not None and done["key"] == digest:
                 return False
             if fresh or self.begun().get("key") != digest:
-                self._set_aside()
+                set_aside(self.path)
         marker = self.path / "config.yaml"
         if not marker.exists():
             stamps = zip(_STAMPS, (digest, label, lapo_cli.__version__, str(torch.__version__)), strict=True)
@@ -172,12 +173,6 @@ class StageDir:
             return self.asked()
         except CorruptDataError:
             return {}
-
-    def _set_aside(self) -> None:
-        number = 1
-        while (aside := self.path.with_name(f"{self.name}.old-{number}")).exists():
-            number += 1
-        self.path.rename(aside)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Mark the stage done, with its ``results`` and the digests of what it made; drop the resume state."""
@@ -353,7 +348,7 @@ class RunDir:
             "format": FORMAT,
             "lapo_version": lapo_cli.__version__,
             "preset": preset,
-            "config": json.loads(config.model_dump_json()),
+            "config": config.model_dump(mode="json"),
         }
         with run.lock():
             atomic_write_text(file, yaml.safe_dump(content, sort_keys=False))

@@ -21,12 +21,12 @@ from lapo_cli.core.config import Config
 from lapo_cli.core.data.replay_log import read_log, write_log
 from lapo_cli.core.data.sources.replay import import_replay, verify
 from lapo_cli.core.data.store import open_store
-from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
 from lapo_cli.core.envs.procgen_planners.state import parse_state
-from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError, UsageError
+from lapo_cli.core.errors import BusyError, CorruptDataError, DiskFullError, MissingInputError, UsageError
 from lapo_cli.core.evaluation.evaluate import candidates
+from lapo_cli.core.files import exclusive
 from lapo_cli.core.pipeline import Options, evaluate, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.recording.demonstrations import TEST_SEEDS, Recorded, record_demonstrations
@@ -283,7 +283,8 @@ def test_a_signal_keeps_what_was_played(tmp_path: Path, number: signal.Signals) 
 
 
 def test_two_recordings_of_a_game_do_not_meet(tmp_path: Path) -> None:
-    with only_one(tmp_path / ".maze.lock", "busy"), pytest.raises(DownloadError, match="recording maze"):
+    lock = exclusive(tmp_path / ".maze.lock", BusyError("busy"))
+    with lock, pytest.raises(BusyError, match="recording maze"):
         _demonstrations(tmp_path)
 
 

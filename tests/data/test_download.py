@@ -13,9 +13,9 @@ from lapo_cli.core.data.download import carry_out, download, plan
 from lapo_cli.core.data.replay_log import bundled_logs
 from lapo_cli.core.data.sources.drive import DRIVE_IDS
 from lapo_cli.core.data.store import open_store
-from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import (
+    BusyError,
     CorruptDataError,
     DiskFullError,
     DownloadError,
@@ -23,6 +23,7 @@ from lapo_cli.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from lapo_cli.core.files import exclusive
 from lapo_cli.core.progress import Silent
 
 MakeStore = Callable[..., Path]
@@ -253,7 +254,8 @@ def test_a_disk_that_fills_up_while_storing(
 
 def test_two_downloads_of_one_game_do_not_meet(tmp_path: Path, chunk_folder: Path) -> None:
     (tmp_path / "bigfish").mkdir()
-    with only_one(tmp_path / "bigfish" / ".download.lock", "busy"), pytest.raises(DownloadError, match="Another lapo"):
+    lock = exclusive(tmp_path / "bigfish" / ".download.lock", BusyError("busy"))
+    with lock, pytest.raises(BusyError, match="Another lapo process is getting bigfish"):
         download("bigfish", tmp_path, location=chunk_folder)
 
 

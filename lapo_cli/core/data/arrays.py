@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lapo_cli.core.errors import CorruptDataError
+from lapo_cli.core.errors import CorruptDataError, shortened
 
 # All that zipfile, zlib and numpy raise on damaged bytes; messages of numpy's own advise to allow pickles.
 UNREADABLE = (
@@ -68,8 +68,7 @@ class Header:
             raise CorruptDataError(f"{name} is truncated or altered: its size differs from its header; get it again.")
 
     def __str__(self) -> str:
-        text = f"{self.dtype} {self.shape}"
-        return text if len(text) < 100 else f"{text[:100]}..."
+        return shortened(f"{self.dtype} {self.shape}")
 
     def read(self) -> NDArray[Any]:
         """The whole array.

@@ -9,9 +9,8 @@ from pathlib import Path
 from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer
 from lapo_cli.core.data.sources.demos import is_bundled
 from lapo_cli.core.data.store import SPLITS, FrameStore, Manifest, Split, open_store, store_path
-from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
-from lapo_cli.core.files import disk_full_as_error, free_space, require_free_space
+from lapo_cli.core.errors import BusyError, CorruptDataError, MissingInputError, UsageError, shortened
+from lapo_cli.core.files import disk_full_as_error, exclusive, free_space, require_free_space
 from lapo_cli.core.progress import Progress, Silent
 
 DEFAULT_SOURCE = "drive"
@@ -78,7 +77,9 @@ def plan(
         DiskFullError: no room to look into the first chunk.
     """
     if not _NAME.fullmatch(game):
-        raise UsageError(f"'{game[:100]}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
+        raise UsageError(
+            f"'{shortened(game)}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'."
+        )
     bounds: Bounds = {"train": max_frames, "test": None}
     importer = _open(game, source, None if location is None else str(location), data_dir)
     offers = {split: offer for split, offer in importer.offers(bounds).items() if split in splits}
@@ -104,7 +105,8 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
         split -> manifest of the store that is now here.
 
     Raises:
-        DownloadError: it could not be fetched, or another process is getting the same game.
+        DownloadError: it could not be fetched.
+        BusyError: another process is getting the same game.
         CorruptDataError, MissingInputError: what was fetched or given is not what it should be.
         DiskFullError: it does not fit; what was complete before is untouched.
         EnvironmentUnavailableError: a replay log was given and its environment cannot run here.
@@ -117,7 +119,8 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
     scratch = _scratch(plan.data_dir, plan.game)
     with disk_full_as_error(scratch):
         scratch.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(scratch.parent / ".download.lock", f"getting {plan.game}"):
+    busy = BusyError(f"Another lapo process is getting {plan.game}: wait until it has finished, then try again.")
+    with exclusive(scratch.parent / ".download.lock", busy):
         if plan.fresh:
             shutil.rmtree(scratch, ignore_errors=True)
         made = dict(plan.kept)

@@ -27,7 +27,8 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass as validated_dataclass
 
 from lapo_cli.core.data.arrays import load_array
-from lapo_cli.core.errors import CorruptDataError, MissingInputError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, shortened
+from lapo_cli.core.files import parse_json
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -218,10 +219,10 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST_FILE
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
     except FileNotFoundError as error:
         raise _corrupt(path, f"has no {MANIFEST_FILE}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _corrupt(file, "is no manifest of a frame store") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and FORMAT_VERSION < version < 10**6:
@@ -232,7 +233,7 @@ def read_manifest(path: Path) -> Manifest:
         # Through JSON again, because a tuple is a list there and nothing else is converted.
         return _MANIFEST.validate_json(json.dumps(content))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))[:100] or "the whole"
+        where = shortened(".".join(map(str, error.errors()[0]["loc"]))) or "the whole"
         raise _corrupt(file, f"is no manifest of a frame store ({where} is wrong)") from error
 
 
@@ -269,7 +270,7 @@ def _read_column(file: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     except CorruptDataError as error:
         raise _corrupt(file, "is missing, truncated or altered") from error
     if column.dtype != dtype or column.shape != (length,):
-        raise _corrupt(file, f"holds {column.dtype} {str(column.shape)[:100]} instead of {dtype} {(length,)}")
+        raise _corrupt(file, f"holds {column.dtype} {shortened(str(column.shape))} instead of {dtype} {(length,)}")
     return column
 
 

@@ -50,7 +50,6 @@ _ACTION_NAMES = (
     "E",
 )  # fmt: skip
 GAMES = tuple(_REFERENCE_RETURNS)
-OBS_SHAPE = (64, 64, 3)
 
 
 def _import_procgen() -> Any:

@@ -4,7 +4,6 @@ Every weights file carries in its header what its networks were built from, so t
 as they are, whatever the present configuration says.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,7 @@ def header(ctx: Context, stage: StageDir, **more: Any) -> dict[str, Any]:
         "game": ctx.game,
         "seed": ctx.seed_dir.seed,
         "num_actions": ctx.env.num_actions,
-        "model": json.loads(ctx.config.model.model_dump_json()),
+        "model": ctx.config.model.model_dump(mode="json"),
         **more,
     }
 

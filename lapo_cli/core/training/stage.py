@@ -5,7 +5,6 @@ tables, legends and the network that a weights file needs all derive from these 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +138,7 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
     Raises:
         MissingInputError: an earlier stage is not finished, or a store is not there.
     """
-    config = json.loads(ctx.config.model_dump_json())
+    config = ctx.config.model_dump(mode="json")
     own = () if stage.config is None else (f"plugins.{stage.name}",)
     inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
     inputs |= {split: ctx.open_store(split).manifest.fingerprint for split in stage.reads}

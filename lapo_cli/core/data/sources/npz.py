@@ -36,9 +36,9 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, MissingInputError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, shortened
 from lapo_cli.core.files import disk_full_as_error
-from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.progress import Progress
 
 _PIECE_BYTES = 12 * 2**20
 _READERS = 2
@@ -237,29 +237,6 @@ class ChunkImporter(Importer):
             yield npz
 
 
-def import_chunks(
-    source: Path,
-    data_dir: Path,
-    game: str,
-    split: Split,
-    *,
-    max_frames: int | None = None,
-    progress: Progress | None = None,
-) -> Manifest:
-    """Make the store of a game and split from npz chunks in a folder or zip file.
-
-    Raises:
-        MissingInputError: there are none.
-        UsageError: ``max_frames`` leaves no window of three frames.
-        CorruptDataError: a chunk is missing or damaged, or an array of it not of the type, shape or range above.
-        DiskFullError, DownloadError: as in :class:`StoreWriter`.
-    """
-    importer = NpzSource().open(game, str(source), data_dir)
-    if not isinstance(importer, ChunkImporter) or split not in importer.chunks:
-        raise MissingInputError(f"{source} holds no {split} chunks of {game}: check the path.")
-    return importer.store(split, data_dir, max_frames, progress or Silent())
-
-
 def chunks_source(location: str, max_frames: int | None) -> str:
     """The manifest's ``source`` of a store made from these chunks; ``location`` is their path or address."""
     cut = "" if max_frames is None else f", at most {max_frames} frames"
@@ -329,7 +306,7 @@ def _column(chunk: Chunk, npz: zipfile.ZipFile, name: str, kinds: str, num_frame
     with chunk.array(npz, name) as (_, header):
         if len(header.shape) != 1 or (num_frames is not None and header.shape != (num_frames,)):
             expected = "one entry a frame" if num_frames is None else f"({num_frames},), one entry a frame,"
-            raise _wrong(chunk, name, f"shape {str(header.shape)[:100]}", expected)
+            raise _wrong(chunk, name, f"shape {shortened(str(header.shape))}", expected)
         if header.dtype.kind not in kinds:
             raise _wrong(chunk, name, str(header.dtype), {"iu": "integers", "b": "bool", "f": "finite float32"}[kinds])
         return header.read()
@@ -363,7 +340,7 @@ def _safe_names(source: Path) -> list[str]:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
             raise CorruptDataError(
-                f"{source} holds a file named {name[:100]!r}, which leads out of it: it is not used."
+                f"{source} holds a file named '{shortened(name)}', which leads out of it: it is not used."
             )
     return names
 

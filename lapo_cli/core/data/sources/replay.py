@@ -15,7 +15,7 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, one_line
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.progress import Progress, Silent
 
@@ -137,7 +137,7 @@ def open_envs(log: ReplayLog, path: Path, num_envs: int | None = None) -> Iterat
         env = ENVIRONMENTS.get(log.game).make_envs(num_envs or log.num_envs, log.rand_seed, **options)
     except (TypeError, ValueError) as error:
         raise CorruptDataError(
-            f"The environments of {path} cannot be made ({str(error)[:200]}): get it again."
+            f"The environments of {path} cannot be made ({one_line(str(error), 200)}): get it again."
         ) from error
     try:
         yield env
