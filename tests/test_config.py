@@ -21,7 +21,7 @@ def test_the_default_preset_is_the_papers() -> None:
     assert load_config("quick") != Config()
 
 
-def test_every_key_says_what_it_is() -> None:
+def test_every_key_has_a_description() -> None:
     keys = describe(Config())
     assert keys["stage1.lr"]["value"] == 3e-4
     assert keys["online.ppo.num_envs"]["value"] == 64

@@ -295,7 +295,7 @@ class OnlineConfig(ReinforcementConfig):
 
 
 class EvaluationConfig(Section):
-    """How policies are measured."""
+    """How policies are evaluated."""
 
     episodes: int = Field(256, ge=2, description="Episodes a policy plays.")
     num_envs: int = Field(128, ge=1, description="Most parallel environments.")
@@ -456,7 +456,7 @@ def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:
 
 
 def _mapping(content: Any, name: str) -> dict[str, Any]:
-    """What a YAML text says, with its numbers; an empty one says nothing."""
+    """The mapping that a YAML text holds, with its numbers; an empty text holds an empty one."""
     values = {} if content is None else _numbers(content)
     if not isinstance(values, dict):
         raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")

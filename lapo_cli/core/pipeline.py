@@ -137,7 +137,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
             again: set[str] = set()
             for stage in chain():
                 folder = run.seed_dir(game, seed).stage(stage.name)
-                begun = folder.begun()
+                begun = folder.try_read_config()
                 changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
                 if options.fresh or not begun or changed or again.intersection(stage.requires):
                     state = "run"
@@ -181,7 +181,7 @@ class Chain:
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
-    """Note what stopped one game and seed; whatever it was, the others go on."""
+    """Note what stopped one game and seed; whatever it was, the others continue."""
     message = one_line(str(error))
     if not isinstance(error, LapoError):
         message = f"{describe(error)}. The stage alone, with --debug, shows the traceback."

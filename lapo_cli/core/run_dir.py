@@ -59,7 +59,7 @@ _AGAIN = "run that stage again with --fresh"
 
 
 class Done(TypedDict):
-    """What ``done.json`` says.
+    """The content of ``done.json``.
 
     Attributes:
         key: fingerprint of all that the stage depended on.
@@ -95,7 +95,7 @@ class StageDir:
         return self.path.name
 
     def done(self) -> Done | None:
-        """What ``done.json`` says, or None while the stage is unfinished.
+        """The content of ``done.json``, or None while the stage is unfinished.
 
         Raises:
             CorruptDataError: the file is there and is not what this tool wrote.
@@ -109,8 +109,8 @@ class StageDir:
             raise CorruptDataError(f"{file} is damaged: {_AGAIN}.")
         return done
 
-    def asked(self) -> dict[str, Any]:
-        """What ``config.yaml`` says the stage was asked to do; empty while nothing was.
+    def read_config(self) -> dict[str, Any]:
+        """The content of ``config.yaml``: what the stage was begun with; empty while it was not.
 
         Raises:
             CorruptDataError: the file is not what this tool wrote, or the stage is finished and the file is missing.
@@ -120,8 +120,8 @@ class StageDir:
             return {}
         try:
             content: dict[str, Any] = read_yaml(file)
-            asked = {name: value for name, value in content.items() if name not in _STAMPS}
-            if fingerprint(asked) != content["key"]:
+            key = {name: value for name, value in content.items() if name not in _STAMPS}
+            if fingerprint(key) != content["key"]:
                 raise ValueError("it was altered")
         except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
             raise CorruptDataError(f"{file} is missing or damaged: {_AGAIN}.") from error
@@ -158,7 +158,7 @@ class StageDir:
             done = None if fresh else self.done()
             if done is not None and done["key"] == digest:
                 return False
-            if fresh or self.begun().get("key") != digest:
+            if fresh or self.try_read_config().get("key") != digest:
                 set_aside(self.path)
         marker = self.path / "config.yaml"
         if not marker.exists():
@@ -167,10 +167,10 @@ class StageDir:
             atomic_write_text(marker, yaml.safe_dump(content, sort_keys=False))
         return True
 
-    def begun(self) -> dict[str, Any]:
-        """What ``config.yaml`` says, empty where it is missing or damaged."""
+    def try_read_config(self) -> dict[str, Any]:
+        """The content of ``config.yaml``; empty where it is missing or damaged."""
         try:
-            return self.asked()
+            return self.read_config()
         except CorruptDataError:
             return {}
 
@@ -178,7 +178,7 @@ class StageDir:
         """Mark the stage done, with its ``results`` and the digests of what it made; drop the resume state."""
         outputs = {file.name: sha256_file(file) for file in sorted(self.path.glob("*.safetensors"))}
         content = {
-            "key": self.asked()["key"],
+            "key": self.read_config()["key"],
             "lapo_version": lapo_cli.__version__,
             "results": json.loads(json.dumps(results)),
             "outputs": outputs or {"results": fingerprint(results)},
@@ -191,7 +191,7 @@ class StageDir:
         return fingerprint(self.require_done(command)["outputs"])
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the resume checkpoint atomically, behind a line with its digest; plain types and tensors only."""
+        """Write the resume checkpoint atomically, after a line with its digest; plain types and tensors only."""
         # Through memory, because PyTorch reports a full disk as a RuntimeError.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
@@ -264,7 +264,7 @@ def load_weights(file: Path, modules: Mapping[str, torch.nn.Module]) -> None:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What the header of a weights file says of it: stage, game, seed, networks, version.
+    """The header of a weights file: stage, game, seed, networks, version.
 
     Raises:
         CorruptDataError: it is no weights file of this tool.
@@ -299,7 +299,7 @@ class SeedDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this game and seed against every other process, until the block or the process ends."""
+        """Keep other processes from working on this game and seed, until the block or the process ends."""
         with exclusive(self.path / _LOCK, _busy(self.path)):
             yield
 
@@ -415,7 +415,7 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the whole run against other processes that want the whole run."""
+        """Keep other processes from working on the whole run, until the block or the process ends."""
         with exclusive(self.path / _LOCK, _busy(self.path)):
             yield
 

@@ -127,16 +127,16 @@ def test_results_come_back_exactly(results: dict[str, float]) -> None:
         assert stage.require_done("x")["results"] == results
 
 
-def test_what_a_stage_was_asked_is_refused_when_altered_or_missing(tmp_path: Path) -> None:
+def test_an_altered_or_missing_stage_config_is_refused(tmp_path: Path) -> None:
     stage = _finished(tmp_path)
-    assert stage.asked()["config"] == {"lr": 0.1}
+    assert stage.read_config()["config"] == {"lr": 0.1}
     file = stage.path / "config.yaml"
     file.write_text(file.read_text().replace("0.1", "0.2"))
     with pytest.raises(CorruptDataError, match=r"config\.yaml"):
-        stage.asked()
+        stage.read_config()
     file.unlink()
     with pytest.raises(CorruptDataError, match=r"config\.yaml"):
-        stage.asked()
+        stage.read_config()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "key: &a [*a]", "a: " + _LONG_NUMBER])

@@ -196,7 +196,7 @@ def test_killed_between_the_two_renames_the_older_store_comes_back(tmp_path: Pat
         assert FrameStore.open(path).manifest.num_frames == 50
 
 
-def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
+def test_a_second_writer_of_a_store_is_refused(tmp_path: Path) -> None:
     path = store_path(tmp_path, "bigfish", "train")
     with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         other = (

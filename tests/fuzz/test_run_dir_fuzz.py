@@ -50,9 +50,9 @@ def _about(file: Path) -> str:
     return str(about["stage"])
 
 
-def _asked(file: Path) -> Any:
-    asked = StageDir(file.parent).asked()
-    return {name: asked[name] for name in ("key", *_KEY)}
+def _config_of_stage(file: Path) -> Any:
+    content = StageDir(file.parent).read_config()
+    return {name: content[name] for name in ("key", *_KEY)}
 
 
 def _config(file: Path) -> Config:
@@ -85,7 +85,7 @@ class Target:
 
 _TARGETS = {
     "done": Target("run/maze/seed-0/idm/done.json", lambda file: StageDir(file.parent).done(), damage_json, True),
-    "asked": Target("run/maze/seed-0/idm/config.yaml", _asked, damage_yaml, True),
+    "stage-config": Target("run/maze/seed-0/idm/config.yaml", _config_of_stage, damage_yaml, True),
     "weights": Target("run/maze/seed-0/idm/model.safetensors", _weights, damage, True),
     "about": Target("run/maze/seed-0/idm/model.safetensors", _about, damage, False),
     "loose weights": Target("loose.safetensors", _weights, damage, False),

@@ -1,4 +1,4 @@
-"""Arrays in files from outside: nothing is unpickled, and no size is believed before it is checked."""
+"""Arrays in files from outside: nothing is unpickled, and no size is trusted before it is checked."""
 
 import math
 import zipfile
@@ -32,7 +32,7 @@ _npy: Any = np.lib.format  # Public and documented, but without type hints.
 
 
 class Header:
-    """What the header of an array says, checked against the bytes that follow it.
+    """The header of an array, checked against the bytes that follow it.
 
     Attributes:
         dtype: booleans, numbers or text.

@@ -108,5 +108,5 @@ def _describe(policy: Mapping[str, Any]) -> str:
         str(policy.get("actions", "")),
         f"{100 * policy['epsilon']:g} % random" if policy["epsilon"] else "",
     ]
-    told = ", ".join(fact for fact in facts if fact)
-    return f"{policy['policy']} ({told})" if told else str(policy["policy"])
+    details = ", ".join(fact for fact in facts if fact)
+    return f"{policy['policy']} ({details})" if details else str(policy["policy"])

@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Plan:
-    """What getting a game will do, to be said before it is done.
+    """What getting a game will do, to be shown before it is done.
 
     Attributes:
         game: its name.
@@ -74,7 +74,7 @@ def plan(
     Raises:
         UnknownNameError: there is no such source.
         MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
-        DiskFullError: no room to look into the first chunk.
+        DiskFullError: there is not enough disk space to unpack the first chunk.
     """
     if not _NAME.fullmatch(game):
         raise UsageError(
@@ -99,7 +99,7 @@ def plan(
 
 
 def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manifest]:
-    """Do what a plan says. Interrupted in any way, the same plan made again continues.
+    """Carry out a plan. Interrupted in any way, the same plan made again continues.
 
     Returns:
         split -> manifest of the store that is now here.
@@ -162,7 +162,7 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         data_dir: root of the stores.
         source: where missing ones come from, a name in :data:`SOURCES`.
         max_frames: most train frames to get.
-        progress: told what is missing, what is got, and what is used.
+        progress: reports what is missing, what is fetched and what is used.
 
     Returns:
         The train store.

@@ -40,14 +40,14 @@ def fetch_zip(url: str, game: str, folder: Path, *, if_refused: str, progress: P
         game: whose demonstrations it holds, for messages.
         folder: where the file and its part lie.
         if_refused: what can be done when Google Drive refuses; ends the sentence.
-        progress: told the bytes.
+        progress: reports the bytes.
 
     Returns:
         The file, complete.
 
     Raises:
         DownloadError: refused, unreachable, cut off, or not a zip file; what arrived is kept.
-        DiskFullError: there is no room for it.
+        DiskFullError: there is not enough disk space.
     """
     # Named after the address, so that a part of one file is never continued with another.
     target = folder / f"{game}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.zip"
@@ -64,7 +64,7 @@ class _Version:
 
     Attributes:
         validator: its strong ETag, or Last-Modified; None where the server gives neither.
-        total: its bytes, None where the server does not say.
+        total: its bytes, None where the server does not report them.
     """
 
     validator: str | None

@@ -52,7 +52,7 @@ _Text = Annotated[str, Field(max_length=10_000)]
 
 @validated_dataclass(frozen=True, config=ConfigDict(strict=True))
 class Manifest:
-    """What a store says of itself.
+    """The description of a store.
 
     Attributes:
         format_version: version of the layout above.
@@ -131,7 +131,7 @@ class FrameStore:
 
     Attributes:
         path: its folder.
-        manifest: what it says of itself.
+        manifest: its description.
         frames: (N, H, W, 3) uint8 memory map, read-only.
         actions: (N,) uint8, :data:`UNLABELLED` where the action is not known; None where there are no actions at all.
         rewards: (N,) float32; episode_starts: (N,) bool; in memory.
@@ -147,7 +147,7 @@ class FrameStore:
 
     @classmethod
     def open(cls, path: Path) -> "FrameStore":
-        """Open a store and check that it is what its manifest says.
+        """Open a store and check it against its manifest.
 
         Raises:
             CorruptDataError: a file is missing, altered, or of the wrong size or type.

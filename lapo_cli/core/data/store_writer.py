@@ -222,7 +222,7 @@ class StoreWriter:
         shutil.rmtree(older, ignore_errors=True)
 
     def _clear_leftovers(self) -> None:
-        """Undo what a killed writer left; the lock says that none is alive."""
+        """Undo what a killed writer left; the lock proves that none is alive."""
         older = self._path.with_name(f".{self._path.name}.older")
         if older.exists() and not self._path.exists():
             older.rename(self._path)

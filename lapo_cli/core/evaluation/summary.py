@@ -29,7 +29,7 @@ class Row:
         episodes: how many were played or, for demonstrations, recorded.
         seeds: how many trainings they come from.
         normalized: (mean - random) / (paper's expert - random); None where those are not known.
-        note: what else one should know to read the row.
+        note: a remark on the row.
     """
 
     game: str

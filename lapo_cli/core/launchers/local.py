@@ -95,8 +95,8 @@ class _Worker:
     """A process with its job, as the process that started it sees it.
 
     Attributes:
-        events: what it sends; at its end when it is no more.
-        outcome: what it failed with, or None; only when it is no more.
+        events: what it sends; at its end when the process has ended.
+        outcome: what it failed with, or None; valid once the process has ended.
     """
 
     def __init__(self, index: int, job: Job, device: str, slots: int, progress: Progress) -> None:
@@ -113,7 +113,7 @@ class _Worker:
         theirs.close()
 
     def receive(self) -> bool:
-        """Take one event, or notice that the process is no more."""
+        """Take one event, or notice that the process has ended."""
         try:
             event = self.events.recv()
         except (EOFError, OSError):
@@ -198,7 +198,7 @@ class _Sender:
 
 
 def _end_with_parent() -> None:
-    """When the process that started this one is no more, interrupt the work; then wait no longer than necessary."""
+    """When the process that started this one has ended, interrupt the work; then wait no longer than necessary."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -61,7 +61,7 @@ def record_demonstrations(
         greedy: networks take their likeliest action instead of sampling.
         compute: where networks run.
         fresh: set the logs of these splits that are there aside, and start over.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Raises:
         UsageError: policies, epsilons and environments do not fit together, or the folder holds other recordings.

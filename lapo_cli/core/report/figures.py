@@ -111,7 +111,7 @@ def _learning_curves(stages: Sequence[Path]) -> Curves:
     for stage in stages:
         lines = [line for line in read_metrics(stage) if _RETURN in line]
         if lines:
-            label = str(StageDir(stage).begun().get("label") or stage.name)
+            label = str(StageDir(stage).try_read_config().get("label") or stage.name)
             curve = ([line["step"] for line in lines], [line[_RETURN] for line in lines])
             curves.setdefault(label, []).append(curve)
     return curves

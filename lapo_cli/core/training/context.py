@@ -42,7 +42,7 @@ class Context:
 
     @cached_property
     def env(self) -> EnvSpec:
-        """The registered environment of that name or, for data without one, what the training store says.
+        """The registered environment of that name or, for data without one, what the training store records.
 
         Raises:
             MissingInputError, CorruptDataError: there is neither an environment nor a store of that name.

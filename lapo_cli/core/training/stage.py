@@ -1,4 +1,4 @@
-"""Stages: what each one says of itself, and what all of them do around their work.
+"""Stages: the descriptor of each one, and what all of them do around their work.
 
 A stage is one file that ends in ``STAGES.register(Stage(...))``. The chain of ``run-all``, what ``evaluate`` plays,
 tables, legends and the network that a weights file needs all derive from these descriptors.
@@ -61,7 +61,7 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage says of itself.
+    """The descriptor of a stage.
 
     Attributes:
         name: of its folder.
@@ -179,7 +179,7 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
     with ctx.seed_dir.lock():
         key = stage_key(ctx, stage)
         if ctx.config.precision == "auto" and not ctx.fresh:
-            begun = folder.begun()
+            begun = folder.try_read_config()
             same = {**key, "precision": begun.get("precision")}
             if begun.get("key") == fingerprint(same):
                 ctx, key = ctx.with_precision(same["precision"]), same

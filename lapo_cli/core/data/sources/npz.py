@@ -4,8 +4,8 @@ A chunk of N frames holds ``obs`` (N, H, W, 3) uint8, ``ta`` (N,) integer, the a
 bool, ``rewards`` (N,) float; its other arrays are ignored. Data of one's own may leave out ``ta``. The published chunks
 have N = 32,768 in ``train`` and 4,096 in ``test``; any N is accepted here.
 
-The documents do not say which side of an episode's end ``done`` marks. In the research code's PPO it is the first
-frame of the new episode; were it the last of the old one, the break would lie one frame later. Both are stored as
+Its documentation does not specify which side of an episode's end ``done`` marks. In the research code's PPO it is the
+first frame of the new episode; were it the last of the old one, the break would lie one frame later. Both are stored as
 breaks, which costs one window an episode; the returns of episodes are those between two of ``done``. Chunks do not
 continue one another, so every chunk starts with a break.
 
@@ -86,7 +86,7 @@ class Chunk:
 
         Raises:
             CorruptDataError: on opening, or inside the block, the archive turned out damaged.
-            DiskFullError: no room for the unpacked chunk.
+            DiskFullError: there is not enough disk space for the unpacked chunk.
         """
         try:
             if self.member is None:
@@ -147,11 +147,11 @@ def find_chunks(source: Path, game: str) -> dict[Split, list[Chunk]]:
 
 def _require_all(numbers: list[int], source: Path, folder: str) -> None:
     """Refuse numbers of chunks, ascending, that do not go from 0 up without a gap."""
-    lacking = numbers[-1] + 1 - len(numbers)
-    if lacking:
+    missing = numbers[-1] + 1 - len(numbers)
+    if missing:
         there = set(numbers)
         first = itertools.islice((number for number in range(numbers[-1]) if number not in there), 5)
-        more = f" and {lacking - 5:,} more" if lacking > 5 else ""
+        more = f" and {missing - 5:,} more" if missing > 5 else ""
         raise CorruptDataError(
             f"{source} lacks {', '.join(f'{number}.npz' for number in first)}{more} in {folder}: get the set again."
         )
@@ -215,7 +215,7 @@ class ChunkImporter(Importer):
 
     @cached_property
     def num_actions(self) -> int | None:
-        """How many actions there are: as the game says or, for data of one's own, as many as occur in any chunk."""
+        """How many actions there are: as the game defines or, for data of one's own, as many as occur in any chunk."""
         if self.game in ENVIRONMENTS:
             return ENVIRONMENTS.get(self.game).num_actions
         largest = -1
@@ -329,7 +329,7 @@ def _safe_names(source: Path) -> list[str]:
     """Names of the members of a zip file.
 
     Nothing is ever unpacked under these names; an archive with such names is refused all the same, because it is not
-    what it says it is.
+    what it claims to be.
     """
     try:
         with zipfile.ZipFile(source) as archive:

@@ -70,7 +70,7 @@ def verify(log: ReplayLog, path: Path, progress: Progress | None = None) -> list
     Args:
         log: what to play.
         path: its file, for messages.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Returns:
         The returns of the complete episodes in it, environment after environment.
@@ -98,7 +98,7 @@ def import_replay(
         data_dir: where the store goes.
         split: what it becomes.
         max_frames: play so many steps that there are at most so many frames.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Raises:
         MissingInputError: there is no such file.

@@ -104,7 +104,7 @@ def _holds(scene: _Scene, frog: _Frog, plan: deque[tuple[int, int]]) -> bool:
 
 
 def _search(scene: _Scene, start: _Frog, goal: int) -> deque[tuple[int, int]]:
-    """The moves of the quickest way to the goal's row; where none is found, the first few of the longest that lives."""
+    """The moves of the quickest path to the goal's row; if there is none, the first few of the longest that lives."""
     queue = [(len(_HOP) * (goal - start.row), 0, start)]
     came: dict[_Frog, tuple[_Frog, tuple[int, int]] | None] = {start: None}
     seen = set()
