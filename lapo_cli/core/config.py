@@ -51,7 +51,7 @@ class QuantizerConfig(Section, ABC):
     @property
     @abstractmethod
     def la_dim(self) -> int:
-        """Numbers a latent action."""
+        """Size of a latent action."""
 
     @abstractmethod
     def build(self) -> "Quantizer":
@@ -116,10 +116,10 @@ class ModelConfig(Section):
     """Sizes of the networks (paper, appendix A)."""
 
     frame_size: Literal[16, 32, 64] = Field(
-        64, description="Pixels a side that stage 1 sees; below 64, frames are averaged."
+        64, description="Pixels per side that stage 1 sees; below 64, frames are averaged."
     )
     policy_size: Literal[16, 32, 64] = Field(
-        default=64, description="Pixels a side that the policy and the baselines see."
+        default=64, description="Pixels per side that the policy and the baselines see."
     )
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
@@ -154,7 +154,7 @@ class Stage1Config(_Scheduled):
     """Inverse dynamics model and world model, trained jointly (paper, section 4.1)."""
 
     steps: int = Field(50_000, ge=1, description="Training steps.")
-    batch_size: int = Field(128, ge=2, description="Windows a step.")
+    batch_size: int = Field(128, ge=2, description="Windows per step.")
     lr: float = Field(3e-4, gt=0, lt=1, description="Peak learning rate.")
     lr_start: float = Field(3e-5, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(3e-6, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
@@ -172,7 +172,7 @@ class Stage2Config(_Scheduled):
     """Latent behaviour cloning (paper, section 4.2)."""
 
     steps: int = Field(60_000, ge=1, description="Training steps.")
-    batch_size: int = Field(128, ge=2, description="Frames a step.")
+    batch_size: int = Field(128, ge=2, description="Frames per step.")
     lr: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate.")
     lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
@@ -186,7 +186,7 @@ class Stage2Config(_Scheduled):
 class DecoderConfig(Section):
     """Training of the decoder from latent to true actions (paper, section 4.3)."""
 
-    batch_size: int = Field(512, ge=1, description="Pairs a step; Adam.")
+    batch_size: int = Field(512, ge=1, description="Pairs per step; Adam.")
     lr: float = Field(1e-3, gt=0, lt=1, description="Learning rate.")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
 
@@ -233,9 +233,9 @@ class PPOConfig(Section):
     """Proximal policy optimization (paper, appendix A)."""
 
     num_envs: int = Field(64, ge=1, description="Parallel environments.")
-    num_steps: int = Field(64, ge=1, description="Steps of each environment a rollout.")
-    minibatches: int = Field(8, ge=1, description="Minibatches an epoch.")
-    epochs: int = Field(3, ge=1, description="Passes over a rollout.")
+    num_steps: int = Field(64, ge=1, description="Steps of each environment per rollout.")
+    minibatches: int = Field(8, ge=1, description="Minibatches per epoch.")
+    epochs: int = Field(3, ge=1, description="Passes over each rollout.")
     clip: float = Field(0.2, gt=0, description="Clipping of the policy ratio and of the value.")
     value_coef: float = Field(0.5, ge=0, description="Weight of the value loss.")
     entropy_coef: float = Field(0.0025, ge=0, description="Weight of the entropy bonus.")
@@ -273,7 +273,7 @@ class ExpertConfig(ReinforcementConfig):
     ppo: PPOConfig = PPOConfig(num_steps=256, entropy_coef=0.01)
     lr: float = Field(5e-4, gt=0, lt=1, description="Learning rate; Adam.")
     scale: int = Field(4, ge=1, le=16, description="k of its IMPALA trunk.")
-    size: Literal[16, 32, 64] = Field(64, description="Pixels a side that it sees; below 64, frames are averaged.")
+    size: Literal[16, 32, 64] = Field(64, description="Pixels per side that it sees; below 64, frames are averaged.")
     snapshot_every: int = Field(
         5_000_000, ge=1, description="Environment steps between weights that are kept, to record mixtures of skill."
     )
@@ -297,7 +297,7 @@ class OnlineConfig(ReinforcementConfig):
 class EvaluationConfig(Section):
     """How policies are evaluated."""
 
-    episodes: int = Field(256, ge=2, description="Episodes a policy plays.")
+    episodes: int = Field(256, ge=2, description="Episodes per policy.")
     num_envs: int = Field(128, ge=1, description="Most parallel environments.")
 
 

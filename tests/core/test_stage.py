@@ -25,7 +25,7 @@ MakeContext = Callable[..., Context]
 
 
 def _own(context: MakeContext, tmp_path: Path, length: int, *labels: int) -> Context:
-    """A data set without an environment: 60 frames a split in episodes of ``length``, all with these actions."""
+    """A data set without an environment: 60 frames per split in episodes of ``length``, all with these actions."""
     ctx = replace(context(game="own"), data_dir=tmp_path / "data")
     for split, action in zip(("train", "test"), labels, strict=True):
         with StoreWriter(store_path(ctx.data_dir, "own", split), "own", split, (16, 16, 3), 4) as writer:  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Replay logs: demonstrations as actions, one byte a frame, which the environment turns back into the frames exactly.
+"""Replay logs: demonstrations as actions, one byte per frame, which the environment turns back into the frames exactly.
 
 A log is an npz file, version 1, of
 

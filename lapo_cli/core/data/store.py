@@ -243,7 +243,7 @@ def map_frames(file: Path, num_frames: int, frame_shape: FrameShape) -> NDArray[
 
 
 def column_types(num_actions: int | None) -> dict[str, np.dtype[Any]]:
-    """The arrays with one entry a frame of a store with so many actions: name -> type."""
+    """The arrays with one entry per frame of a store with so many actions: name -> type."""
     return _COLUMNS if num_actions is None else _ACTIONS | _COLUMNS
 
 

@@ -76,7 +76,7 @@ class EnvSpec:
     Attributes:
         name: as the command line and the run directory call it.
         num_actions: how many discrete actions there are, at most 255; None for videos without actions.
-        action_names: one a action, or none.
+        action_names: one per action, or none.
         random_return: mean episodic return of uniformly random actions, None where it is not known.
         expert_return: mean episodic return of an expert, None where it is not known.
         make: (num_envs, seed) -> environments; None for data without an environment. Equal seeds and actions must

@@ -80,7 +80,7 @@ class ProcgenVecEnv(VecEnv):
         game: name of a Procgen game.
         num_envs: N.
         seed: Procgen's ``rand_seed``; it chooses the sequence of levels.
-        num_threads: C++ threads that step the environments; by default one a core, at most 8.
+        num_threads: C++ threads that step the environments; by default one per core, at most 8.
         distribution_mode: ``easy`` or ``hard``.
 
     Raises:

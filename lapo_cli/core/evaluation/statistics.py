@@ -25,7 +25,7 @@ def mean_return(returns: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Est
     the ordinary bootstrap over episodes and does not cover the variation between trainings.
 
     Args:
-        returns: one array (E,) of episodic returns a training seed.
+        returns: one array (E,) of episodic returns per training seed.
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)

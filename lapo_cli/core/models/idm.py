@@ -16,7 +16,7 @@ class InverseDynamicsModel(nn.Module):
 
     Args:
         scale: k of the trunk.
-        size: pixels a side of the frames.
+        size: pixels per side of the frames.
         quantizer: maps the latent action z to z_q.
     """
 

@@ -69,8 +69,8 @@ class WorldModel(nn.Module):
 
     Args:
         base: channels b of the outermost level (24).
-        size: pixels a side of the frames; 64 gives the paper's five levels, every halving one level less.
-        la_dim: numbers a latent action.
+        size: pixels per side of the frames; 64 gives the paper's five levels, every halving one level less.
+        la_dim: size of a latent action.
     """
 
     def __init__(self, base: int, size: int, la_dim: int) -> None:

@@ -56,7 +56,7 @@ def record_demonstrations(
         epsilons: share of random actions, one for all policies or one for each.
         to: folder of the logs.
         frames: split -> how many frames at least.
-        num_envs: environments side by side, at least one a policy.
+        num_envs: environments side by side, at least one per policy.
         seed: below :data:`TEST_SEEDS`; test logs are played with seeds from there on, and on other levels.
         greedy: networks take their likeliest action instead of sampling.
         compute: where networks run.

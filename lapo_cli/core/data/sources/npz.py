@@ -6,7 +6,7 @@ have N = 32,768 in ``train`` and 4,096 in ``test``; any N is accepted here.
 
 Its documentation does not specify which side of an episode's end ``done`` marks. In the research code's PPO it is the
 first frame of the new episode; were it the last of the old one, the break would lie one frame later. Both are stored as
-breaks, which costs one window an episode; the returns of episodes are those between two of ``done``. Chunks do not
+breaks, which costs one window per episode; the returns of episodes are those between two of ``done``. Chunks do not
 continue one another, so every chunk starts with a break.
 
 Frames are streamed from the archive into the store a few megabytes at a time, two chunks side by side because
@@ -302,10 +302,10 @@ def _open_obs(chunk: Chunk, npz: zipfile.ZipFile) -> Iterator[tuple[IO[bytes], H
 
 
 def _column(chunk: Chunk, npz: zipfile.ZipFile, name: str, kinds: str, num_frames: int | None = None) -> NDArray[Any]:
-    """An array with one entry a frame, of one of the ``kinds`` of dtype."""
+    """An array with one entry per frame, of one of the ``kinds`` of dtype."""
     with chunk.array(npz, name) as (_, header):
         if len(header.shape) != 1 or (num_frames is not None and header.shape != (num_frames,)):
-            expected = "one entry a frame" if num_frames is None else f"({num_frames},), one entry a frame,"
+            expected = "one entry per frame" if num_frames is None else f"({num_frames},), one entry per frame,"
             raise _wrong(chunk, name, f"shape {shortened(str(header.shape))}", expected)
         if header.dtype.kind not in kinds:
             raise _wrong(chunk, name, str(header.dtype), {"iu": "integers", "b": "bool", "f": "finite float32"}[kinds])

@@ -17,7 +17,7 @@ from lapo_cli.core.envs.procgen_planners.planner import Bot
 from lapo_cli.core.envs.procgen_planners.state import GameState
 
 _LOG, _WATER, _CAR, _FINISH = 1, 3, 4, 5
-_HOP = (0.4, 0.3, 0.2, 0.1, 0.0)  # cells a step: a hop is one cell long, and only at its end another may begin
+_HOP = (0.4, 0.3, 0.2, 0.1, 0.0)  # cells per step: a hop is one cell long, and only at its end another may begin
 _RADIUS = 0.4
 _CAR_REACH = (0.9, 0.65)  # distances at which a car runs over the frog
 _LOG_REACH = 0.45  # distance up to which it stands on a log

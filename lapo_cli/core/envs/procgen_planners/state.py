@@ -1,6 +1,6 @@
 """The content of Procgen's saved states: the entities, the grid of cells and the counters of one environment.
 
-Positions are in cells, y upwards, velocities in cells a step. The layout is that of ``Game::serialize``,
+Positions are in cells, y upwards, velocities in cells per step. The layout is that of ``Game::serialize``,
 ``BasicAbstractGame::serialize`` and ``Entity::serialize`` of Procgen 0.10, little-endian words of four bytes.
 """
 
