@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lapo_cli.core.config import Config, describe, load_config, override, parse_config, presets
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import describe, load_config, override, parse_config, presets
 from lapo_cli.core.errors import ConfigError
 
 

@@ -24,6 +24,7 @@ _LAYERS = (
             "registry",
             "plugins",
             "config",
+            "config_loading",
             "run_dir",
             "progress",
             "errors",

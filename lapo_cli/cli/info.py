@@ -28,7 +28,7 @@ def info(
     """Versions, devices, where the data is and which games are here."""
     with terminal(output) as here:
         if show_config:
-            from lapo_cli.core.config import describe, load_config
+            from lapo_cli.core.config_loading import describe, load_config
 
             keys = describe(load_config(preset))
             here.result({"preset": preset, "config": keys}, config_table(keys, preset, plain=here.plain))

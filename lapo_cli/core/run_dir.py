@@ -34,7 +34,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 import lapo_cli
-from lapo_cli.core.config import Config, parse_config
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import parse_config
 from lapo_cli.core.errors import ConfigError, CorruptDataError, MissingInputError, RunDirError, shortened
 from lapo_cli.core.files import (
     atomic_path,

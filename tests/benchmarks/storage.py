@@ -52,7 +52,7 @@ def watch():
         time.sleep(0.01)
 thread = threading.Thread(target=watch)
 thread.start()
-from lapo_cli.core.config import load_config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.pipeline import Options, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import Result
 
 from lapo_cli.core import pipeline
-from lapo_cli.core.config import load_config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import LapoError
 from lapo_cli.core.run_dir import RunDir
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import Config, load_config
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.download import download
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir

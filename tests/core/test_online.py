@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import DecoderConfig, OnlineConfig, PPOConfig, load_config
+from lapo_cli.core.config import DecoderConfig, OnlineConfig, PPOConfig
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.models.frames import normalize

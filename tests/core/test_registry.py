@@ -65,7 +65,7 @@ def test_the_section_of_a_stage_that_a_plugin_adds() -> None:
     """An error names its whole key, and a registration that is refused changes nothing."""
     code = """
 from dataclasses import replace
-from lapo_cli.core.config import load_config, parse_config
+from lapo_cli.core.config_loading import load_config, parse_config
 from lapo_cli.core.errors import ConfigError, PluginError
 from tests.plugins.toy_stage import STAGE, ConstantConfig
 from lapo_cli.core.training.stage import STAGES

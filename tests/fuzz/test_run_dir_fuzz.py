@@ -15,7 +15,8 @@ import torch
 import yaml
 from file_mutations import Mutation, damage, damage_json, damage_lines, damage_yaml
 
-from lapo_cli.core.config import Config, load_config
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.arrays import load_array
 from lapo_cli.core.errors import LapoError
 from lapo_cli.core.run_dir import RunDir, StageDir, load_weights, read_about
