@@ -1,4 +1,4 @@
-"""A source: demonstrations that somebody else's program makes, here random moves of a square."""
+"""A source: demonstrations that a program generates, here random moves of a square."""
 
 from pathlib import Path
 

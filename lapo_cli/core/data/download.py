@@ -172,7 +172,7 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         MissingInputError: the source has no data of this game, or the bundled demonstrations are here and ``source``
             names others.
         UsageError: the train and the test store do not fit together.
-        LapoError: they could not be had, or are damaged.
+        LapoError: they could not be fetched or made, or are damaged.
     """
     SOURCES.get(source)
     missing = [split for split in SPLITS if not store_path(data_dir, game, split).exists()]

@@ -1,4 +1,4 @@
-"""What an environment is: the description that everything else asks, and the vectorized environment that acts.
+"""What an environment is: its description, and the vectorized environment that acts.
 
 An environment is one file: a subclass of :class:`VecEnv` and ``ENVIRONMENTS.register(EnvSpec(...))``.
 """
@@ -46,7 +46,7 @@ class VecEnv(ABC):
         """Give every environment its action: (N,) integers in [0, num_actions)."""
 
     def level_seeds(self) -> "NDArray[np.int64] | None":
-        """A number for the level every environment plays, (N,); None where there is no such thing."""
+        """A number for the level every environment plays, (N,); None where levels have no number."""
         return None
 
     def get_state(self) -> list[bytes]:

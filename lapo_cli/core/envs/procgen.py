@@ -54,7 +54,7 @@ GAMES = tuple(_REFERENCE_RETURNS)
 
 def _import_procgen() -> Any:
     try:
-        # gym greets every import with a notice on stderr; it is used for nothing but its names.
+        # gym prints a notice on stderr when it is imported; nothing but its names is used.
         with contextlib.redirect_stderr(io.StringIO()):
             from procgen import ProcgenGym3Env
     except ImportError as error:

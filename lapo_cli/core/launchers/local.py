@@ -135,7 +135,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
             worker.process.terminate()
         for worker in workers:
             worker.replay.close()
-            worker.events.close()  # Else a worker could wait for somebody to read what it still sends.
+            worker.events.close()  # Else a worker could block on a full pipe that is no longer read.
         for worker in workers:
             worker.process.join()
     except KeyboardInterrupt:
@@ -170,9 +170,9 @@ def _work(events: Connection, plugins: list[Path], job: bytes, device: str, slot
 
 
 class _Sender:
-    """Sends events from a thread of its own: an interruption cannot cut one in half, nor a full pipe hold up the work.
+    """Sends events from a thread of its own: interruptions cannot truncate one, and a full pipe does not block the work.
 
-    What cannot be sent is dropped, because then nobody receives it any more.
+    What cannot be sent is dropped: the receiver has gone.
     """
 
     def __init__(self, events: Connection) -> None:

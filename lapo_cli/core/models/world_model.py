@@ -95,7 +95,7 @@ class WorldModel(nn.Module):
     def start_from_copying(self) -> None:
         """Start the head on the prediction o_{t+1} = o_t, nearly (up to the tanh), instead of on noise.
 
-        Short runs otherwise spend themselves on learning to copy the background. Only the starting point changes.
+        Short runs otherwise spend most steps on learning to copy the background. Only the initial weights differ.
         """
         widen, narrow, last = self.widen, self.narrow, self.refine.conv1
         assert widen.bias is not None

@@ -86,7 +86,7 @@ class PPO:
     The environments step in ``env_groups`` parts: while one steps in its own threads, the network serves the next.
 
     Args:
-        agent: who acts, on ``device``.
+        agent: the policy, on ``device``.
         groups: what of it is trained, and how fast.
         env: where it acts.
         config: length and constants.
@@ -253,7 +253,7 @@ def ppo_loss(
     returns: Tensor,
     config: PPOConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, and what there is to log.
+    """Clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, and metrics to log.
 
     Advantages are normalized over the minibatch. All arguments are (B,), logits (B, num_actions).
     """

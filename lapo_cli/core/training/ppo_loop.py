@@ -70,7 +70,7 @@ class PPOLoop:
                     self._loop.log(update, {**returns, **lengths})
 
     def results(self) -> dict[str, Any]:
-        """Numbers worth reporting."""
+        """The results of the stage."""
         recent = self._episodes.recent
         return {
             "env_steps": self._ppo.env_steps,

@@ -28,7 +28,7 @@ class StageResult:
     """How a stage ended.
 
     Attributes:
-        results: numbers worth reporting, JSON-like.
+        results: what :attr:`Stage.run` returned, JSON-like.
         skipped: it was done before, with the same configuration and inputs.
     """
 
@@ -66,12 +66,12 @@ class Stage:
     Attributes:
         name: of its folder.
         label: as progress, tables and legends call it.
-        run: the work: makes what it makes in the stage's folder, and returns numbers worth reporting.
+        run: does the work in the stage's folder, and returns its results, JSON-like.
         command: how to run it by hand; ``{game}``, ``{run_dir}`` and ``{seed_dir}`` are filled in.
         sections: the parts of the configuration that its outcome depends on.
         requires: earlier stages whose outputs it uses.
         reads: stores that it uses.
-        applicable: why it cannot be run on what there is, or None; ``run-all`` then leaves it out.
+        applicable: why it cannot be run on this game and data, or None; ``run-all`` then leaves it out.
         policies: the policies that a finished stage offers to ``evaluate``.
         build_agent: the network, untrained, of a weights file with this header; None if the stage makes no agent.
         in_chain: whether ``run-all`` includes it.

@@ -70,6 +70,7 @@ class Importer(ABC):
         Raises:
             CorruptDataError: the demonstrations are damaged.
             DiskFullError: there is not enough disk space.
+            BusyError: another process makes the same store.
         """
 
 

@@ -105,8 +105,8 @@ def import_replay(
         UsageError: ``max_frames`` leaves no window of three frames to any environment, or the log's environment is
             not registered.
         CorruptDataError: the log is damaged or does not replay here; nothing is stored then.
-        EnvironmentUnavailableError, DiskFullError, DownloadError: the environment cannot run here, there is no room,
-            or another process makes the same store.
+        EnvironmentUnavailableError: the environment cannot run here.
+        DiskFullError, BusyError: as in :class:`StoreWriter`.
     """
     log = read_log(path)
     num_steps = steps_within(log, max_frames)

@@ -1,4 +1,4 @@
-"""BigFish: fish swim straight, so the bot foresees every meeting on each of some thousand courses.
+"""BigFish: fish swim straight, so the bot predicts every collision on each of some thousand courses.
 
 A course pushes in one direction after another. It gains by fish no larger than the bot, the sooner the better, and
 loses by larger ones, also by close shaves with them, and by lingering at the sides, where new fish come in.
