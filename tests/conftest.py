@@ -1,4 +1,4 @@
-"""What tests of more than one package need."""
+"""Fixtures that several test packages share."""
 
 import shutil
 import subprocess

@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lapo_cli.core.config import Config, describe, load_config, override, parse_config, presets
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import describe, load_config, override, parse_config, presets
 from lapo_cli.core.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def test_the_default_preset_is_the_papers() -> None:
     assert load_config("quick") != Config()
 
 
-def test_every_key_says_what_it_is() -> None:
+def test_every_key_has_a_description() -> None:
     keys = describe(Config())
     assert keys["stage1.lr"]["value"] == 3e-4
     assert keys["online.ppo.num_envs"]["value"] == 64

@@ -21,10 +21,10 @@ _LAYERS = (
     tuple(
         f"core.{name}"
         for name in (
-            "games",
             "registry",
             "plugins",
             "config",
+            "config_loading",
             "run_dir",
             "progress",
             "errors",
@@ -126,7 +126,7 @@ def test_only_envs_import_procgen(file: Path) -> None:
 
 
 @each_module
-def test_only_the_cli_speaks(file: Path) -> None:
+def test_only_the_cli_prints(file: Path) -> None:
     if _name(file).startswith("core"):
         assert _outside_imports(file).isdisjoint({"typer", "rich", "lapo_cli.cli"})
         calls = {ast.unparse(node.func) for node in ast.walk(_tree(file)) if isinstance(node, ast.Call)}
@@ -134,7 +134,7 @@ def test_only_the_cli_speaks(file: Path) -> None:
 
 
 @each_module
-def test_the_cli_knows_no_tensor_when_it_is_imported(file: Path) -> None:
+def test_importing_the_cli_imports_nothing_heavy(file: Path) -> None:
     """Nor anything that is slow to load: heavy packages are imported inside commands, or for type checking alone."""
     if not _name(file).startswith("cli"):
         return

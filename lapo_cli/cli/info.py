@@ -28,7 +28,7 @@ def info(
     """Show versions, devices, the data folder and the games stored in it."""
     with terminal(output) as here:
         if show_config:
-            from lapo_cli.core.config import describe, load_config
+            from lapo_cli.core.config_loading import describe, load_config
 
             keys = describe(load_config(preset))
             here.result({"preset": preset, "config": keys}, config_table(keys, preset, plain=here.plain))

@@ -131,7 +131,7 @@ class Overrides:
 
     def on_preset(self, preset: str, *flags: str) -> "Config":
         """The configuration of a new run; ``flags`` are ``KEY=VALUE`` words of the command's own options."""
-        from lapo_cli.core.config import load_config
+        from lapo_cli.core.config_loading import load_config
 
         return load_config(preset, self.config, [*(self.set_ or []), *flags])
 
@@ -140,7 +140,7 @@ class Overrides:
 
         What is overridden holds for the stages of this command, which record it, and not for the run.
         """
-        from lapo_cli.core.config import override
+        from lapo_cli.core.config_loading import override
         from lapo_cli.core.run_dir import RunDir
 
         run = RunDir.open(path)

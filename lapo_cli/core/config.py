@@ -1,32 +1,26 @@
 """Typed, validated configuration: what each number is, its bounds, and where the paper gives it.
 
-Precedence: preset < configuration file < ``--set``. The defaults in this module are the preset ``paper``; other
-presets are YAML files in ``presets/`` that name only what differs.
+The defaults in this module are the preset ``paper``; :mod:`lapo_cli.core.config_loading` reads everything else.
 
 A choice among variants is a section with a ``kind``; each variant's class is registered beside the module that it
 builds (:data:`QUANTIZERS`, :data:`POLICY_TARGETS`). Stages that plugins add have their sections below ``plugins``.
 """
 
-import difflib
-import reprlib
 from abc import ABC, abstractmethod
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     SerializeAsAny,
-    ValidationError,
-    WrapValidator,
+    TypeAdapter,
     field_validator,
     model_validator,
 )
 
-from lapo_cli.core import files
-from lapo_cli.core.errors import ConfigError, UnknownNameError, shortened
+from lapo_cli.core.errors import UnknownNameError
 from lapo_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -49,7 +43,7 @@ class QuantizerConfig(Section, ABC):
     @property
     @abstractmethod
     def la_dim(self) -> int:
-        """Numbers a latent action."""
+        """Size of a latent action."""
 
     @abstractmethod
     def build(self) -> "Quantizer":
@@ -83,11 +77,11 @@ _INSTALLED_STAGES: Registry[Any] = Registry("stage", "lapo.stages")  # For their
 _V = TypeVar("_V", bound=Section)
 
 
-def _variant(registry: Registry[type[_V]], default: str) -> WrapValidator:
+def _variant(registry: Registry[type[_V]], default: str) -> PlainValidator:
     """Validate a section as the class registered under its ``kind``: a discriminated union that stays open."""
 
-    def validate(value: Any, handler: Any) -> Any:
-        if isinstance(value, Section):
+    def validate(value: Any) -> Any:
+        if type(value) in registry.values():
             return value
         kind = value.get("kind", default) if isinstance(value, dict) else None
         if not isinstance(kind, str):
@@ -98,7 +92,7 @@ def _variant(registry: Registry[type[_V]], default: str) -> WrapValidator:
             raise ValueError(str(error).rstrip(".")) from error
         return variant.model_validate(value)
 
-    return WrapValidator(validate)
+    return PlainValidator(validate)
 
 
 class DataConfig(Section):
@@ -115,10 +109,10 @@ class ModelConfig(Section):
     """Sizes of the networks (paper, appendix A)."""
 
     frame_size: Literal[16, 32, 64] = Field(
-        64, description="Pixels a side that stage 1 sees; below 64, frames are averaged."
+        64, description="Pixels per side that stage 1 sees; below 64, frames are averaged."
     )
     policy_size: Literal[16, 32, 64] = Field(
-        default=64, description="Pixels a side that the policy and the baselines see."
+        default=64, description="Pixels per side that the policy and the baselines see."
     )
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
@@ -153,7 +147,7 @@ class Stage1Config(_Scheduled):
     """Inverse dynamics model and world model, trained jointly (paper, section 4.1)."""
 
     steps: int = Field(50_000, ge=1, description="Training steps.")
-    batch_size: int = Field(128, ge=2, description="Windows a step.")
+    batch_size: int = Field(128, ge=2, description="Windows per step.")
     lr: float = Field(3e-4, gt=0, lt=1, description="Peak learning rate.")
     lr_start: float = Field(3e-5, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(3e-6, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
@@ -171,7 +165,7 @@ class Stage2Config(_Scheduled):
     """Latent behaviour cloning (paper, section 4.2)."""
 
     steps: int = Field(60_000, ge=1, description="Training steps.")
-    batch_size: int = Field(128, ge=2, description="Frames a step.")
+    batch_size: int = Field(128, ge=2, description="Frames per step.")
     lr: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate.")
     lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
@@ -185,7 +179,7 @@ class Stage2Config(_Scheduled):
 class DecoderConfig(Section):
     """Training of the decoder from latent to true actions (paper, section 4.3)."""
 
-    batch_size: int = Field(512, ge=1, description="Pairs a step; Adam.")
+    batch_size: int = Field(512, ge=1, description="Pairs per step; Adam.")
     lr: float = Field(1e-3, gt=0, lt=1, description="Learning rate.")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
 
@@ -232,9 +226,9 @@ class PPOConfig(Section):
     """Proximal policy optimization (paper, appendix A)."""
 
     num_envs: int = Field(64, ge=1, description="Parallel environments.")
-    num_steps: int = Field(64, ge=1, description="Steps of each environment a rollout.")
-    minibatches: int = Field(8, ge=1, description="Minibatches an epoch.")
-    epochs: int = Field(3, ge=1, description="Passes over a rollout.")
+    num_steps: int = Field(64, ge=1, description="Steps of each environment per rollout.")
+    minibatches: int = Field(8, ge=1, description="Minibatches per epoch.")
+    epochs: int = Field(3, ge=1, description="Passes over each rollout.")
     clip: float = Field(0.2, gt=0, description="Clipping of the policy ratio and of the value.")
     value_coef: float = Field(0.5, ge=0, description="Weight of the value loss.")
     entropy_coef: float = Field(0.0025, ge=0, description="Weight of the entropy bonus.")
@@ -272,7 +266,7 @@ class ExpertConfig(ReinforcementConfig):
     ppo: PPOConfig = PPOConfig(num_steps=256, entropy_coef=0.01)
     lr: float = Field(5e-4, gt=0, lt=1, description="Learning rate; Adam.")
     scale: int = Field(4, ge=1, le=16, description="k of its IMPALA trunk.")
-    size: Literal[16, 32, 64] = Field(64, description="Pixels a side that it sees; below 64, frames are averaged.")
+    size: Literal[16, 32, 64] = Field(64, description="Pixels per side that it sees; below 64, frames are averaged.")
     snapshot_every: int = Field(
         5_000_000, ge=1, description="Environment steps between weights that are kept, to record mixtures of skill."
     )
@@ -294,9 +288,9 @@ class OnlineConfig(ReinforcementConfig):
 
 
 class EvaluationConfig(Section):
-    """How policies are measured."""
+    """How policies are evaluated."""
 
-    episodes: int = Field(256, ge=2, description="Episodes a policy plays.")
+    episodes: int = Field(256, ge=2, description="Episodes per policy.")
     num_envs: int = Field(128, ge=1, description="Most parallel environments.")
 
 
@@ -308,9 +302,10 @@ class Config(Section):
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="Seconds between checkpoints of a training stage.")
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    # Not built when this module is imported: the modules of quantizers and policy targets import this one.
+    model: ModelConfig = Field(default_factory=ModelConfig)
     stage1: Stage1Config = Stage1Config()
-    stage2: Stage2Config = Stage2Config()
+    stage2: Stage2Config = Field(default_factory=Stage2Config)
     decoder: DecoderConfig = DecoderConfig()
     offline: OfflineConfig = OfflineConfig()
     online: OnlineConfig = OnlineConfig()
@@ -331,8 +326,9 @@ class Config(Section):
             raise ValueError(f"no loaded plugin adds a stage '{unknown[0]}' with settings: load it with --plugin FILE")
         sections: dict[str, Section] = {}
         for name, section in classes.items():
-            given = value.get(name, {})
-            sections[name] = given if isinstance(given, Section) else section.model_validate(given)
+            # As the value of a mapping, so that the key of an error begins with the stage.
+            adapter: TypeAdapter[dict[str, Section]] = TypeAdapter(dict[str, section])  # type: ignore[valid-type]
+            sections |= adapter.validate_python({name: value.get(name, {})})
         return sections
 
 
@@ -341,155 +337,3 @@ def section_of(config: dict[str, Any], name: str) -> Any:
     for part in name.split("."):
         config = config[part]
     return config
-
-
-def presets() -> list[str]:
-    """Names of the presets."""
-    found = (entry.name for entry in resources.files("lapo_cli.core").joinpath("presets").iterdir())
-    return sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml"))
-
-
-def load_config(preset: str = "paper", file: Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """Resolve a configuration.
-
-    Args:
-        preset: a name of :func:`presets`.
-        file: YAML file with any part of the configuration.
-        overrides: words such as ``stage1.lr=3e-4``.
-
-    Raises:
-        ConfigError: an unknown preset or key (with the nearest one), a wrong type or an impossible value.
-    """
-    if preset not in presets():
-        raise ConfigError(f"There is no preset '{shortened(preset)}': choose one of {', '.join(presets())}.")
-    text = resources.files("lapo_cli.core").joinpath("presets", f"{preset}.yaml").read_text()
-    values = _merge(Config().model_dump(), _mapping(files.parse_yaml(text), f"preset {preset}"))
-    return override(values, overrides, file)
-
-
-def override(
-    base: Config | dict[str, Any], overrides: tuple[str, ...] | list[str] = (), file: Path | None = None
-) -> Config:
-    """``base`` with a configuration file and then dotted ``key=value`` words applied, validated as a whole.
-
-    Raises:
-        ConfigError: see :func:`load_config`.
-    """
-    content = {} if file is None else _read(file)
-    try:
-        values = _merge(base.model_dump() if isinstance(base, Config) else base, content)
-        for word in overrides:
-            values = _merge(values, _assignment(word))
-        return parse_config(values)
-    except ConfigError as error:
-        raise error if file is None else ConfigError(f"With {file}: {error}") from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The content of a configuration file, of which only the outermost type is checked."""
-    try:
-        return _mapping(files.read_yaml(file), str(file))
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise ConfigError(f"The configuration file {file} cannot be read ({why}): check the path.") from error
-    except ValueError as error:
-        raise ConfigError(f"{file} cannot be read as YAML ({error}): correct it.") from error
-
-
-def _assignment(word: str) -> dict[str, Any]:
-    """``a.b=1`` as ``{"a": {"b": 1}}``."""
-    key, separator, text = word.partition("=")
-    if not separator:
-        raise ConfigError(f"'--set {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
-    try:
-        value = _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
-    except ValueError as error:
-        raise ConfigError(
-            f"'--set {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
-        ) from error
-    nested: dict[str, Any] = value
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def parse_config(values: dict[str, Any]) -> Config:
-    """Validate a nested mapping.
-
-    Raises:
-        ConfigError: with the dotted key, what was found and, for an unknown key, the nearest known one.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = shortened(".".join(str(part) for part in first["loc"]))
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        near = difflib.get_close_matches(key, describe(Config()), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
-        return f"There is no configuration key '{key}': {hint}"
-    found = "" if first["type"] == "missing" else f" (it is {shortened(reprlib.repr(first['input']))})"
-    what = shortened(first["msg"].removeprefix("Value error, "), 200)
-    return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
-
-
-def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Dotted key -> its ``value`` and its ``description``, for every key, depth first."""
-    keys: dict[str, dict[str, Any]] = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            keys |= describe(value, f"{prefix}{name}.")
-        elif name == "plugins":
-            for stage, of_stage in value.items():
-                keys |= describe(of_stage, f"{prefix}{name}.{stage}.")
-        else:
-            keys[prefix + name] = {"value": value, "description": field.description or ""}
-    return keys
-
-
-def _mapping(content: Any, name: str) -> dict[str, Any]:
-    """What a YAML text says, with its numbers; an empty one says nothing."""
-    values = {} if content is None else _numbers(content)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} must be a mapping of configuration keys, not a {type(values).__name__}.")
-    return values
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 and 1e5 as strings; make such words numbers, whole ones integers where 64 bits hold them."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str | float):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return int(number) if number.is_integer() and abs(number) < 2**63 else number
-    return value
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``base`` with the values of ``over``, section by section; another ``kind`` starts from that kind's own defaults.
-
-    Raises:
-        ConfigError: ``over`` has something else where ``base`` has a section.
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and not isinstance(value, dict):
-            raise ConfigError(
-                f"Configuration key '{prefix}{key}' does not fit (it is {shortened(reprlib.repr(value))}): "
-                f"it is a section, so set keys in it, for example '{prefix}{key}.{next(iter(old))}'."
-            )
-        if isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            value = _merge(old, value, f"{prefix}{key}.")
-        merged[key] = value
-    return merged

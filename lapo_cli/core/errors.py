@@ -5,12 +5,6 @@ alone and exits with ``exit_code``; any other exception is a defect of the tool.
 """
 
 
-def shortened(text: str, most: int = 80) -> str:
-    """One line of at most ``most`` characters, for what a message quotes from a file or from the command line."""
-    line = " ".join(text[: 2 * most].split())
-    return line if len(line) <= most else f"{line[: most - 3]}..."
-
-
 class LapoError(Exception):
     """Something the user can correct; base of the family. Exit code 1: the work failed."""
 
@@ -51,6 +45,10 @@ class CorruptDataError(LapoError):
     """A file that is truncated, altered or of the wrong shape."""
 
 
+class BusyError(LapoError):
+    """Another process is at work on the same files."""
+
+
 class DownloadError(LapoError):
     """Demonstrations could not be fetched; what arrived so far is kept."""
 
@@ -71,18 +69,20 @@ class OutputError(LapoError):
     """The result of a command cannot be written to standard output."""
 
 
-MESSAGE_LENGTH = 1000
-
-
-def one_line(text: str) -> str:
-    """``text`` on one line of at most :data:`MESSAGE_LENGTH` printable characters, shortened in the middle."""
-    if len(text) > 4 * MESSAGE_LENGTH:
-        text = f"{text[: 2 * MESSAGE_LENGTH]} … {text[-2 * MESSAGE_LENGTH :]}"
+def one_line(text: str, most: int = 1000) -> str:
+    """``text`` on one line of at most ``most`` printable characters, shortened in the middle."""
+    if len(text) > 4 * most:
+        text = f"{text[: 2 * most]} … {text[-2 * most :]}"
     line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-    if len(line) > MESSAGE_LENGTH:
-        half = MESSAGE_LENGTH // 2 - 2
+    if len(line) > most:
+        half = most // 2 - 2
         line = f"{line[:half]} … {line[-half:]}"
     return line
+
+
+def shortened(text: str) -> str:
+    """:func:`one_line` of what a message quotes from a file or from the command line: at most 80 characters."""
+    return one_line(text, 80)
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, UsageError, shortened
+from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, UsageError, one_line, shortened
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -155,6 +155,15 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def set_aside(path: Path) -> None:
+    """Rename what is at ``path``, if anything, to ``NAME.old-N`` before its suffix, with the first free N from 1."""
+    number = 1
+    while (aside := path.with_name(f"{path.stem}.old-{number}{path.suffix}")).exists():
+        number += 1
+    if path.exists():
+        path.rename(aside)
+
+
 @contextmanager
 def exclusive(lock_file: Path, error: LapoError) -> Iterator[None]:
     """Hold a lock until the block or the process ends, however it ends. The parent folder is made.
@@ -232,7 +241,7 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError("it is nested too deeply")
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(shortened(str(error), 200)) from error
+        raise ValueError(one_line(str(error), 200)) from error
     _require_ordinary(value)
     return value
 

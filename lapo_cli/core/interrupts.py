@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops the work in good order, repetitions within a second change nothing.
+"""Ctrl-C and SIGTERM: the first one stops the work cleanly, repetitions within a second are ignored.
 
 The same request often comes more than once: a held Ctrl-C repeats, and a terminal signals a whole group of processes
 while a parent process forwards what it got.
@@ -79,9 +79,9 @@ def interruptible() -> Iterator[threading.Event]:
 @contextmanager
 def postponed() -> Iterator[None]:
     """Deliver Ctrl-C and SIGTERM after the block; a process that is started in it gets them after :func:`deliver`."""
-    came: list[int] = []
+    received: list[int] = []
     try:
-        with _handled_by(lambda number, frame: came.append(number)):
+        with _handled_by(lambda number, frame: received.append(number)):
             # What is blocked stays so in a new process; here it would still reach the other threads.
             previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
@@ -89,12 +89,12 @@ def postponed() -> Iterator[None]:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     finally:
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
 def deliver() -> None:
-    """Let Ctrl-C and SIGTERM reach this thread, also those that came before."""
+    """Let Ctrl-C and SIGTERM reach this thread, also those that are pending."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 

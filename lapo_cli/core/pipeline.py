@@ -3,7 +3,6 @@
 A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,13 +134,13 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
     """What :func:`run_all` would do, without doing it."""
     planned = []
-    config = json.loads(run.config.model_dump_json())
+    config = run.config.model_dump(mode="json")
     for game in games:
         for seed in seeds:
             again: set[str] = set()
             for stage in chain(baselines=options.baselines):
                 folder = run.seed_dir(game, seed).stage(stage.name)
-                begun = folder.begun()
+                begun = folder.try_read_config()
                 changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
                 if options.fresh or not begun or changed or again.intersection(stage.requires):
                     state = "run"
@@ -185,7 +184,7 @@ class Chain:
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
-    """Note what stopped one game and seed; whatever it was, the others go on."""
+    """Note what stopped one game and seed; whatever it was, the others continue."""
     message = one_line(str(error))
     if not isinstance(error, LapoError):
         message = f"{describe(error)}. The stage alone, with --debug, shows the traceback."

@@ -17,7 +17,7 @@ class Task(Protocol):
 
 
 class Progress(Protocol):
-    """What the core calls to report; implementations must be cheap to call hundreds of times a second."""
+    """What the core calls to report; implementations must be cheap to call hundreds of times per second."""
 
     def task(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
         """Open a task of ``total`` units, ``done`` of them finished before (a resumed run)."""

@@ -12,13 +12,13 @@ import pkgutil
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from lapo_cli.core.errors import PluginError, UnknownNameError
+from lapo_cli.core.errors import PluginError, UnknownNameError, describe
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Named things of one kind. Built-ins and entry points are imported at the first look-up, not before.
+    """Named things of one kind. Built-ins and entry points are imported at the first use, not before.
 
     Args:
         what: the kind, in the singular, as error messages call it.
@@ -43,8 +43,9 @@ class Registry(Generic[T]):
         """Add a thing under its name, and return it.
 
         Raises:
-            PluginError: another thing has that name.
+            PluginError: another thing has that name, or an installed plugin cannot be loaded.
         """
+        self._load()  # So that a plugin finds the names of the built-ins taken.
         name = self._name_of(item)
         if self._items.setdefault(name, item) is not item:
             raise PluginError(f"There are two registrations of the {self.what} '{name}': rename one of them.")
@@ -85,14 +86,15 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
-        plugged, self._items = self._items, {}
-        for module in _modules(self._package) if self._package else []:
-            importlib.import_module(module)
-        # A module that was imported before the first look-up has registered already.
-        self._items |= {name: item for name, item in plugged.items() if name not in self._items}
-        for entry_point in importlib.metadata.entry_points(group=self.group):
-            self.register(self._from_entry_point(entry_point))
+        self._loaded = True  # First, because what is imported here registers itself.
+        try:
+            for module in _modules(self._package) if self._package else []:
+                importlib.import_module(module)
+            for entry_point in importlib.metadata.entry_points(group=self.group):
+                self.register(self._from_entry_point(entry_point))
+        except BaseException:
+            self._loaded = False  # The next look-up fails in the same way, instead of finding some of the items.
+            raise
 
     def _from_entry_point(self, entry_point: importlib.metadata.EntryPoint) -> T:
         try:
@@ -100,9 +102,9 @@ class Registry(Generic[T]):
             self._name_of(item)
         except Exception as error:
             owner = entry_point.dist.name if entry_point.dist else "an installed package"
-            what = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(
-                f"The {self.what} '{entry_point.name}' of {owner} cannot be loaded ({what}): repair or uninstall it."
+                f"The {self.what} '{entry_point.name}' of {owner} cannot be loaded ({describe(error)}): repair or "
+                "uninstall it."
             ) from error
         return item
 

@@ -34,7 +34,8 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 import lapo_cli
-from lapo_cli.core.config import Config, parse_config
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import parse_config
 from lapo_cli.core.errors import ConfigError, CorruptDataError, MissingInputError, RunDirError, shortened
 from lapo_cli.core.files import (
     atomic_path,
@@ -45,19 +46,21 @@ from lapo_cli.core.files import (
     parse_json,
     read_json,
     read_yaml,
+    set_aside,
     sha256_file,
 )
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
+_LOCK = ".lock"
 _STATE_MAGIC = b"lapo-state-1"
 _STAMPS = ("key", "label", "lapo_version", "torch_version")
 _AGAIN = "run that stage again with --fresh"
 
 
 class Done(TypedDict):
-    """What ``done.json`` says.
+    """The content of ``done.json``.
 
     Attributes:
         key: fingerprint of all that the stage depended on.
@@ -93,7 +96,7 @@ class StageDir:
         return self.path.name
 
     def done(self) -> Done | None:
-        """What ``done.json`` says, or None while the stage is unfinished.
+        """The content of ``done.json``, or None while the stage is unfinished.
 
         Raises:
             CorruptDataError: the file is there and is not what this tool wrote.
@@ -107,8 +110,8 @@ class StageDir:
             raise CorruptDataError(f"{file} is damaged: {_AGAIN}.")
         return done
 
-    def asked(self) -> dict[str, Any]:
-        """What ``config.yaml`` says the stage was asked to do; empty while nothing was.
+    def read_config(self) -> dict[str, Any]:
+        """The content of ``config.yaml``: what the stage was begun with; empty while it was not.
 
         Raises:
             CorruptDataError: the file is not what this tool wrote, or the stage is finished and the file is missing.
@@ -118,8 +121,8 @@ class StageDir:
             return {}
         try:
             content: dict[str, Any] = read_yaml(file)
-            asked = {name: value for name, value in content.items() if name not in _STAMPS}
-            if fingerprint(asked) != content["key"]:
+            key = {name: value for name, value in content.items() if name not in _STAMPS}
+            if fingerprint(key) != content["key"]:
                 raise ValueError("it was altered")
         except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
             raise CorruptDataError(f"{file} is missing or damaged: {_AGAIN}.") from error
@@ -156,8 +159,8 @@ class StageDir:
             done = None if fresh else self.done()
             if done is not None and done["key"] == digest:
                 return False
-            if fresh or self.begun().get("key") != digest:
-                self._set_aside()
+            if fresh or self.try_read_config().get("key") != digest:
+                set_aside(self.path)
         marker = self.path / "config.yaml"
         if not marker.exists():
             stamps = zip(_STAMPS, (digest, label, lapo_cli.__version__, str(torch.__version__)), strict=True)
@@ -165,24 +168,18 @@ class StageDir:
             atomic_write_text(marker, yaml.safe_dump(content, sort_keys=False))
         return True
 
-    def begun(self) -> dict[str, Any]:
-        """What ``config.yaml`` says, empty where it is missing or damaged."""
+    def try_read_config(self) -> dict[str, Any]:
+        """The content of ``config.yaml``; empty where it is missing or damaged."""
         try:
-            return self.asked()
+            return self.read_config()
         except CorruptDataError:
             return {}
-
-    def _set_aside(self) -> None:
-        number = 1
-        while (aside := self.path.with_name(f"{self.name}.old-{number}")).exists():
-            number += 1
-        self.path.rename(aside)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Mark the stage done, with its ``results`` and the digests of what it made; drop the resume state."""
         outputs = {file.name: sha256_file(file) for file in sorted(self.path.glob("*.safetensors"))}
         content = {
-            "key": self.asked()["key"],
+            "key": self.read_config()["key"],
             "lapo_version": lapo_cli.__version__,
             "results": json.loads(json.dumps(results)),
             "outputs": outputs or {"results": fingerprint(results)},
@@ -195,7 +192,7 @@ class StageDir:
         return fingerprint(self.require_done(command)["outputs"])
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Write the resume checkpoint atomically, behind a line with its digest; plain types and tensors only."""
+        """Write the resume checkpoint atomically, after a line with its digest; plain types and tensors only."""
         # Through memory, because PyTorch reports a full disk as a RuntimeError.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
@@ -268,7 +265,7 @@ def load_weights(file: Path, modules: Mapping[str, torch.nn.Module]) -> None:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What the header of a weights file says of it: stage, game, seed, networks, version.
+    """The header of a weights file: stage, game, seed, networks, version.
 
     Raises:
         CorruptDataError: it is no weights file of this tool.
@@ -303,8 +300,8 @@ class SeedDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold this game and seed against every other process, until the block or the process ends."""
-        with exclusive(self.path / ".lock", _busy(self.path)):
+        """Keep other processes from working on this game and seed, until the block or the process ends."""
+        with exclusive(self.path / _LOCK, _busy(self.path)):
             yield
 
 
@@ -330,7 +327,12 @@ class RunDir:
                 works on.
         """
         file = path / "run.yaml"
-        if not file.exists() and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # The lock alone is what remains of a run that could not be made, for example on a full disk.
+        if (
+            not file.exists()
+            and path.exists()
+            and (not path.is_dir() or any(entry.name != _LOCK for entry in path.iterdir()))
+        ):
             raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
         run = cls(path, config, preset)
         if file.exists():
@@ -347,7 +349,7 @@ class RunDir:
             "format": FORMAT,
             "lapo_version": lapo_cli.__version__,
             "preset": preset,
-            "config": json.loads(config.model_dump_json()),
+            "config": config.model_dump(mode="json"),
         }
         with run.lock():
             atomic_write_text(file, yaml.safe_dump(content, sort_keys=False))
@@ -414,8 +416,8 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the whole run against other processes that want the whole run."""
-        with exclusive(self.path / ".lock", _busy(self.path)):
+        """Keep other processes from working on the whole run, until the block or the process ends."""
+        with exclusive(self.path / _LOCK, _busy(self.path)):
             yield
 
 

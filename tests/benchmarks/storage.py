@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lapo_cli.core.data.replay_log import bundled_logs
-from lapo_cli.core.data.sources.npz import import_chunks
 from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import (
     FORMAT_VERSION,
@@ -26,6 +25,7 @@ from lapo_cli.core.data.store import (
 )
 from lapo_cli.core.files import atomic_write_json
 from tests.benchmarks.timing import Line, seconds
+from tests.importing import import_chunks
 
 _FRAMES = 1_000_000
 _FRAME_SHAPE = (64, 64, 3)
@@ -52,14 +52,14 @@ def watch():
         time.sleep(0.01)
 thread = threading.Thread(target=watch)
 thread.start()
-from lapo_cli.core.config import load_config
-from lapo_cli.core.pipeline import Options, train_idm
+from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.pipeline import Options, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
 data, run = map(Path, sys.argv[1:])
 words = ("data.max_frames=2000000", "stage1.steps=30", "stage1.eval_every=30", "stage1.probe_pairs=4096")
 created = RunDir.create(run, load_config("quick", overrides=words), "quick")
-train_idm(created, "bigfish", 0, Options("cpu", data), Silent())
+run_stage(created, "idm", [created.seed_dir("bigfish", 0)], Options("cpu", data), Silent())
 stop.set()
 thread.join()
 print(highest)

@@ -1,8 +1,8 @@
 """Stages 1 to 3, paper-size models, batch 128: what lapo does against the plain formulation.
 
 Plain: float32, contiguous layout, no autocast, the latent action repeated over the image, frames made float on the
-host, AdamW as it comes, nothing cached. Both sides share the vectorized quantizer; the one in loops is a reference for
-its numbers, not for its speed.
+host, AdamW with its defaults, nothing cached. Both sides share the vectorized quantizer; the one in loops is a
+reference for its numbers, not for its speed.
 """
 
 from collections.abc import Iterator

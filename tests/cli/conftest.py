@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lapo_cli.cli.main import app
-from lapo_cli.core.config import load_config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.run_dir import RunDir
 
 Lapo = Callable[..., Result]

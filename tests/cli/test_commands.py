@@ -9,7 +9,7 @@ import pytest
 from typer.testing import Result
 
 from lapo_cli.core import pipeline
-from lapo_cli.core.config import describe, load_config
+from lapo_cli.core.config_loading import describe, load_config
 from lapo_cli.core.data import download
 from lapo_cli.core.data.store import Split
 from lapo_cli.core.envs.procgen import GAMES

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import Result
 
 from lapo_cli.core import pipeline
-from lapo_cli.core.config import load_config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import LapoError
 from lapo_cli.core.run_dir import RunDir
 
@@ -156,6 +156,14 @@ def test_devices_that_do_not_exist(lapo: Lapo, device: str) -> None:
         ("import no_such_module", "No module named 'no_such_module'"),
         ("this is no Python", "SyntaxError"),
         ("raise ValueError('x' * 1_000_000)", "failed (ValueError: xxx"),
+        ("raise SystemExit(0)", "failed (SystemExit: 0)"),
+        (
+            "from lapo_cli.core.config import QUANTIZERS\n"
+            "from lapo_cli.core.models.quantizers.vq import VQConfig\n"
+            "class Mine(VQConfig): pass\n"
+            "QUANTIZERS.register(Mine)",
+            "There are two registrations of the quantizer 'vq'",
+        ),
         (
             "from lapo_cli.core.errors import LapoError\nraise LapoError('It does not fit.')",
             "It does not fit.",

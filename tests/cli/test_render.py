@@ -28,7 +28,7 @@ def _meter(clock: _Clock, shown: list[str], total: int = 2_000, unit: str = "ste
     return Meter(total, unit, done, show=lambda meter: shown.append(meter.text()), seconds=10, clock=clock)
 
 
-def test_a_line_every_ten_seconds_however_often_it_is_told() -> None:
+def test_at_most_one_line_is_printed_every_ten_seconds() -> None:
     clock, shown = _Clock(), list[str]()
     meter = _meter(clock, shown)
     for done in range(1, 501):

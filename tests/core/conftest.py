@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import Config, load_config
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.download import download
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
@@ -25,7 +26,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frame stores of maze and fruitbot, 2,048 frames a split, from the bundled demonstrations; bigfish's are empty."""
+    """Stores of maze and fruitbot, 2,048 frames per split, from the bundled demonstrations; bigfish's are empty."""
     folder = tmp_path_factory.mktemp("data")
     for game in ("maze", "fruitbot"):
         download(game, folder, source="demos", max_frames=2048, progress=Silent())

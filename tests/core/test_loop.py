@@ -275,7 +275,7 @@ class _InterruptAt:
         pass
 
 
-def test_online_training_goes_on_where_ctrl_c_stopped_it(context: MakeContext, tmp_path: Path) -> None:
+def test_online_training_resumes_where_ctrl_c_stopped_it(context: MakeContext, tmp_path: Path) -> None:
     words = ("online.steps=512", "online.ppo.num_envs=4", "online.ppo.num_steps=32")
     unbroken = context(*words, game="bigfish")
     run(unbroken, "scratch")

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import DecoderConfig, OnlineConfig, PPOConfig, load_config
+from lapo_cli.core.config import DecoderConfig, OnlineConfig, PPOConfig
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.models.frames import normalize
@@ -49,7 +50,7 @@ def test_rewards_are_divided_by_the_running_deviation_of_the_discounted_return()
     assert (clipped <= 10).all()
 
 
-def test_the_reward_scaler_goes_on_from_its_state() -> None:
+def test_the_reward_scaler_resumes_from_its_state() -> None:
     one, other = RewardScaler(2, 0.9), RewardScaler(2, 0.9)
     rewards, ended = np.array([1.0, -2.0], np.float32), np.array([False, True])
     for _ in range(3):
@@ -82,7 +83,7 @@ def _same(one: Rollout, other: Rollout) -> None:
 
 
 @pytest.mark.parametrize("kind", ["scratch", "latent"])
-def test_ppo_goes_on_from_its_state_as_if_it_had_not_stopped(kind: str) -> None:
+def test_ppo_resumes_from_its_state_as_if_it_had_not_stopped(kind: str) -> None:
     ppo, other = _ppo(kind), _ppo(kind)
     for _ in range(6):
         ppo.update(ppo.collect(keep_frames=True))
@@ -181,7 +182,7 @@ def test_online_labels_match_plain_indexing_and_cross_no_episode(trained: Contex
     torch.testing.assert_close(latents.float(), torch.stack(expected), atol=2e-3, rtol=2e-3)
 
 
-def test_the_decoder_is_trained_when_the_method_says(trained: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_is_trained_at_the_scheduled_updates(trained: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     labeller, _ = _labeller(trained)
     sizes: list[int] = []
 
@@ -222,7 +223,7 @@ def test_the_decoder_learns_and_is_frozen_again() -> None:
         assert (decoder(latents.float()).argmax(1) == actions % 8).float().mean() > 0.99
 
 
-def test_stage_2_labels_are_what_the_idm_says_of_each_window(trained: Context) -> None:
+def test_stage_2_labels_are_the_latent_actions_of_each_window(trained: Context) -> None:
     video = open_store(trained.data_dir, "maze", "train").video()
     windows = training_windows(video, 2048)
     idm = load_idm(trained)

@@ -30,7 +30,7 @@ def _stage(run: RunDir, name: str, seed_dir: SeedDir, options: Options) -> Stage
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[RunDir, Summary]:
     """Both games with one job; bigfish between them has damaged data."""
-    from lapo_cli.core.config import load_config
+    from lapo_cli.core.config_loading import load_config
     from tests.core.tiny_config import TINY
 
     run = RunDir.create(tmp_path_factory.mktemp("runs") / "one", load_config("paper", overrides=TINY), "paper")

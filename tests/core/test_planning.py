@@ -11,7 +11,7 @@ from lapo_cli.core.envs.procgen_planners.state import parse_state
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_a_state_says_what_was_done_and_where(game: str) -> None:
+def test_a_state_holds_the_last_action_and_the_level(game: str) -> None:
     env, rng = ProcgenVecEnv(game, 4, 8), np.random.default_rng(0)
     time = np.zeros(4, int)
     for _ in range(12):

@@ -21,12 +21,12 @@ from lapo_cli.core.config import Config
 from lapo_cli.core.data.replay_log import read_log, write_log
 from lapo_cli.core.data.sources.replay import import_replay, verify
 from lapo_cli.core.data.store import open_store
-from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
 from lapo_cli.core.envs.procgen_planners.state import parse_state
-from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError, UsageError
+from lapo_cli.core.errors import BusyError, CorruptDataError, DiskFullError, MissingInputError, UsageError
 from lapo_cli.core.evaluation.evaluate import candidates
+from lapo_cli.core.files import exclusive
 from lapo_cli.core.pipeline import Options, evaluate, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.recording.demonstrations import TEST_SEEDS, Recorded, record_demonstrations
@@ -68,7 +68,7 @@ def _record(path: Path, *members: Member, **changed: Any) -> Any:
     return record("maze", members, path, **settings)
 
 
-def test_a_recording_replays_and_says_how_well_it_went(tmp_path: Path) -> None:
+def test_a_recording_replays_and_holds_its_statistics(tmp_path: Path) -> None:
     path = tmp_path / "maze-train.npz"
     made = _record(path, Member(load_player("planner", _MAZE, greedy=False, compute=_CPU), 0.0), frames=1000)
     log = read_log(path)
@@ -122,7 +122,7 @@ def test_environments_take_turns_among_the_policies_and_only_their_noise_differs
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_a_planner_goes_on_in_the_middle_of_a_level(tmp_path: Path, game: str) -> None:
+def test_a_planner_continues_in_the_middle_of_a_level(tmp_path: Path, game: str) -> None:
     path = tmp_path / f"{game}-train.npz"
 
     class _Cut(PlannerPlayer):
@@ -139,7 +139,7 @@ def test_a_planner_goes_on_in_the_middle_of_a_level(tmp_path: Path, game: str) -
     assert log.info["resumed_at"] == [9]
 
 
-def test_an_interrupted_recording_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+def test_an_interrupted_recording_resumes_where_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "maze-train.npz"
     with pytest.raises(KeyboardInterrupt):
         _record(path, Member(_Constant(7, calls=64), 0.3))
@@ -172,7 +172,7 @@ def test_other_settings_do_not_overwrite_a_recording(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_recording_that_renders_otherwise_is_not_gone_on_from(tmp_path: Path) -> None:
+def test_a_partial_recording_that_renders_differently_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "maze-train.npz"
     log = _record(path, Member(_Constant(7), 0.0)).log
     write_log(path, dataclasses.replace(log, frame_sha256=("0" * 64, *log.frame_sha256[1:])))
@@ -221,7 +221,7 @@ def test_levels_that_cannot_be_avoided_end_in_a_sentence(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fresh_sets_aside_the_logs_that_are_recorded_anew_and_touches_no_others(tmp_path: Path) -> None:
+def test_fresh_sets_aside_the_logs_that_are_recorded_again_and_touches_no_others(tmp_path: Path) -> None:
     train, test = _demonstrations(tmp_path)
     kept = {path: path.read_bytes() for path in (train.path, test.path)}
     (tmp_path / "heist-train.npz").write_bytes(b"kept")
@@ -282,8 +282,9 @@ def test_a_signal_keeps_what_was_played(tmp_path: Path, number: signal.Signals) 
     assert read_log(tmp_path / "maze-train.partial.npz").num_steps > 0
 
 
-def test_two_recordings_of_a_game_do_not_meet(tmp_path: Path) -> None:
-    with only_one(tmp_path / ".maze.lock", "busy"), pytest.raises(DownloadError, match="recording maze"):
+def test_a_second_recording_of_a_game_is_refused(tmp_path: Path) -> None:
+    lock = exclusive(tmp_path / ".maze.lock", BusyError("busy"))
+    with lock, pytest.raises(BusyError, match="recording maze"):
         _demonstrations(tmp_path)
 
 

@@ -127,16 +127,16 @@ def test_results_come_back_exactly(results: dict[str, float]) -> None:
         assert stage.require_done("x")["results"] == results
 
 
-def test_what_a_stage_was_asked_is_refused_when_altered_or_missing(tmp_path: Path) -> None:
+def test_an_altered_or_missing_stage_config_is_refused(tmp_path: Path) -> None:
     stage = _finished(tmp_path)
-    assert stage.asked()["config"] == {"lr": 0.1}
+    assert stage.read_config()["config"] == {"lr": 0.1}
     file = stage.path / "config.yaml"
     file.write_text(file.read_text().replace("0.1", "0.2"))
     with pytest.raises(CorruptDataError, match=r"config\.yaml"):
-        stage.asked()
+        stage.read_config()
     file.unlink()
     with pytest.raises(CorruptDataError, match=r"config\.yaml"):
-        stage.asked()
+        stage.read_config()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "key: &a [*a]", "a: " + _LONG_NUMBER])
@@ -233,6 +233,15 @@ def test_a_folder_of_something_else_is_no_run_directory(tmp_path: Path, tiny: Ti
     with pytest.raises(RunDirError, match="is no run directory"):
         RunDir.open(tmp_path / "absent")
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_a_run_directory_is_made_where_an_earlier_attempt_left_its_lock(tmp_path: Path, tiny: Tiny) -> None:
+    run = RunDir(tmp_path / "run", tiny(), "quick")
+    with run.lock():
+        pass
+    with run.lock(), pytest.raises(RunDirError, match="Another lapo process"):
+        RunDir.create(run.path, tiny(), "quick")
+    assert RunDir.create(run.path, tiny(), "quick") == RunDir.open(run.path)
 
 
 def test_another_configuration_is_refused_unless_the_run_is_to_be_reconfigured(tmp_path: Path, tiny: Tiny) -> None:

@@ -9,7 +9,7 @@ from lapo_cli.core.evaluation.statistics import mean_return
 from lapo_cli.core.evaluation.summary import ALL_GAMES, make_row, with_mean_of_games
 
 
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_mean_at_its_confidence_level() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
@@ -33,7 +33,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert apart.high - apart.low > 5 * (alike.high - alike.low)
 
 
-def test_episodes_are_drawn_anew_for_a_seed_that_is_drawn_twice() -> None:
+def test_episodes_are_resampled_for_every_draw_of_a_seed() -> None:
     # Three seeds of the same distribution: the mean of 3 * 400 episodes has this standard error, hardly more.
     rng = np.random.default_rng(3)
     base = rng.normal(0, 2, 400)

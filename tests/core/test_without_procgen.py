@@ -10,7 +10,7 @@ from lapo_cli.core.training.context import Context
 from tests.core.tiny_config import run
 
 
-def test_all_but_acting_works_and_acting_says_what_it_needs(
+def test_all_but_acting_works_and_acting_names_what_it_needs(
     context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = context()

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lapo_cli.core.data.sources.npz import find_chunks, import_chunks
+from lapo_cli.core.data.sources.npz import NpzSource, find_chunks
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
+from tests.importing import import_chunks
 
 MakeChunk = Callable[..., dict[str, np.ndarray]]
 
@@ -92,12 +93,10 @@ def test_missing_numbers_are_named(tmp_path: Path, removed: list[int], named: st
         find_chunks(tmp_path, "bigfish")
 
 
-def test_a_source_without_chunks_or_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_without_chunks(tmp_path: Path) -> None:
     assert find_chunks(tmp_path, "bigfish") == {}
-    with pytest.raises(MissingInputError, match="no train chunks of bigfish"):
-        import_chunks(tmp_path, tmp_path, "bigfish", "train")
-    with pytest.raises(MissingInputError, match="nothing"):
-        import_chunks(tmp_path / "nothing", tmp_path, "bigfish", "train")
+    assert NpzSource().open("bigfish", str(tmp_path), tmp_path) is None
+    assert NpzSource().open("bigfish", str(tmp_path / "nothing"), tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -195,11 +194,13 @@ def test_memory_does_not_grow_with_the_chunk(tmp_path: Path) -> None:
         rewards=np.zeros(n, np.float32),
     )
     script = (
-        "import sys, resource; from pathlib import Path; from lapo_cli.core.data.sources.npz import import_chunks\n"
+        "import sys, resource; from pathlib import Path; from lapo_cli.core.data.sources.npz import NpzSource\n"
+        "from lapo_cli.core.progress import Silent\n"
         "used = int(open('/proc/self/statm').read().split()[5]) * resource.getpagesize()\n"
         "limit = used + 100 * 2**20\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))\n"
-        "import_chunks(Path(sys.argv[1]), Path(sys.argv[2]), 'bigfish', 'train')"
+        "data = Path(sys.argv[2])\n"
+        "NpzSource().open('bigfish', sys.argv[1], data).store('train', data, None, Silent())"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "set", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ _SAMPLE_STEPS = 150
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_every_game_has_enough_and_says_how_it_was_made(game: str) -> None:
+def test_every_game_has_enough_frames_and_records_its_origin(game: str) -> None:
     logs = {split: read_log(path) for split, path in bundled_logs(game).items()}
     assert logs["train"].num_frames >= 120_000
     assert logs["test"].num_frames >= 16_000

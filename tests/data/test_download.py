@@ -13,9 +13,9 @@ from lapo_cli.core.data.download import carry_out, download, plan
 from lapo_cli.core.data.replay_log import bundled_logs
 from lapo_cli.core.data.sources.drive import DRIVE_IDS
 from lapo_cli.core.data.store import open_store
-from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.errors import (
+    BusyError,
     CorruptDataError,
     DiskFullError,
     DownloadError,
@@ -23,6 +23,7 @@ from lapo_cli.core.errors import (
     UnknownNameError,
     UsageError,
 )
+from lapo_cli.core.files import exclusive
 from lapo_cli.core.progress import Silent
 
 MakeStore = Callable[..., Path]
@@ -60,11 +61,11 @@ def test_the_official_set_from_beginning_to_end(tmp_path: Path, google: FakeDriv
     assert DRIVE_IDS["bigfish"] in google.paths[0][0]
     assert "confirm=t" in google.paths[1][0], "the warning page was walked through"
     assert not (data / "bigfish" / ".download").exists(), "the zip file is not kept"
-    asked = len(google.paths)
+    requests = len(google.paths)
     assert download("bigfish", data, max_frames=100) == made
-    assert len(google.paths) == asked, "what is here is not fetched again"
+    assert len(google.paths) == requests, "what is here is not fetched again"
     remade = download("bigfish", data, max_frames=100, fresh=True)
-    assert len(google.paths) > asked
+    assert len(google.paths) > requests
     assert remade == made
 
 
@@ -78,7 +79,7 @@ def test_a_cut_connection_says_how_far_it_came_and_resumes(tmp_path: Path, googl
     google.paths.clear()
     shown = Recorder()
     assert download("bigfish", data, max_frames=100, progress=shown)["train"].num_frames == 100
-    ranges = [int(asked.removeprefix("bytes=").rstrip("-")) for _, asked in google.paths if asked]
+    ranges = [int(header.removeprefix("bytes=").rstrip("-")) for _, header in google.paths if header]
     assert len(ranges) == 1
     assert 0 < ranges[0] <= half
     assert shown.tasks[0] == ("Downloading bigfish", len(google.content), "bytes", ranges[0])
@@ -96,7 +97,7 @@ def test_a_download_killed_before_its_last_rename_is_not_stuck(tmp_path: Path, g
     assert google.paths == []
 
 
-def test_a_spent_quota_is_one_sentence_with_the_ways_out(tmp_path: Path, google: FakeDrive) -> None:
+def test_a_spent_quota_is_one_sentence_that_lists_the_alternatives(tmp_path: Path, google: FakeDrive) -> None:
     google.quota_spent = True
     with pytest.raises(DownloadError, match="quota") as caught:
         download("bigfish", tmp_path, max_frames=100)
@@ -137,10 +138,10 @@ def test_another_address_does_not_continue_a_part_of_the_first(tmp_path: Path, d
     drive.cut_after = None
     drive.paths.clear()
     download("bigfish", tmp_path, location=f"{drive.url}/set.zip?other")
-    assert all(asked is None for _, asked in drive.paths)
+    assert all(header is None for _, header in drive.paths)
 
 
-def test_a_damaged_set_says_how_to_fetch_it_anew(tmp_path: Path, drive: FakeDrive) -> None:
+def test_a_damaged_set_names_the_command_that_fetches_it_again(tmp_path: Path, drive: FakeDrive) -> None:
     whole = drive.content
     damaged = bytearray(whole)
     damaged[len(whole) // 3] ^= 1
@@ -192,16 +193,16 @@ def test_requests_that_do_not_fit(tmp_path: Path) -> None:
         plan("heist", tmp_path, max_frames=2)
 
 
-def test_the_plan_tells_what_will_happen(tmp_path: Path, chunk_folder: Path, make_store: MakeStore) -> None:
+def test_the_plan_lists_what_will_be_done(tmp_path: Path, chunk_folder: Path, make_store: MakeStore) -> None:
     data = tmp_path / "data"
     make_store(data, "bigfish", "train", n=30)
-    asked = plan("bigfish", data, location=chunk_folder)
-    assert asked.importer.url is None
-    assert asked.store_bytes == (120 + 24) * 12288
-    assert asked.replaced["train"].num_frames == 30
-    assert asked.free_bytes > 0
-    assert list(asked.offers) == ["train", "test"]
-    carry_out(asked)
+    planned = plan("bigfish", data, location=chunk_folder)
+    assert planned.importer.url is None
+    assert planned.store_bytes == (120 + 24) * 12288
+    assert planned.replaced["train"].num_frames == 30
+    assert planned.free_bytes > 0
+    assert list(planned.offers) == ["train", "test"]
+    carry_out(planned)
     again = plan("bigfish", data, location=chunk_folder)
     assert not again.offers
     assert again.store_bytes == 0
@@ -251,9 +252,10 @@ def test_a_disk_that_fills_up_while_storing(
         open_store(small_disk, "bigfish", "train")
 
 
-def test_two_downloads_of_one_game_do_not_meet(tmp_path: Path, chunk_folder: Path) -> None:
+def test_a_second_download_of_a_game_is_refused(tmp_path: Path, chunk_folder: Path) -> None:
     (tmp_path / "bigfish").mkdir()
-    with only_one(tmp_path / "bigfish" / ".download.lock", "busy"), pytest.raises(DownloadError, match="Another lapo"):
+    lock = exclusive(tmp_path / "bigfish" / ".download.lock", BusyError("busy"))
+    with lock, pytest.raises(BusyError, match="Another lapo process is getting bigfish"):
         download("bigfish", tmp_path, location=chunk_folder)
 
 

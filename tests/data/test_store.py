@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lapo_cli.core.data.sources.npz import import_chunks
 from lapo_cli.core.data.store import FrameStore, Video, open_store, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
-from lapo_cli.core.errors import CorruptDataError, DiskFullError, DownloadError, MissingInputError
+from lapo_cli.core.errors import BusyError, CorruptDataError, DiskFullError, MissingInputError
+from tests.importing import import_chunks
 
 MakeStore = Callable[..., Path]
 
@@ -196,7 +196,7 @@ def test_killed_between_the_two_renames_the_older_store_comes_back(tmp_path: Pat
         assert FrameStore.open(path).manifest.num_frames == 50
 
 
-def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
+def test_a_second_writer_of_a_store_is_refused(tmp_path: Path) -> None:
     path = store_path(tmp_path, "bigfish", "train")
     with StoreWriter(path, "bigfish", "train", (64, 64, 3), 15) as writer:
         other = (
@@ -205,7 +205,7 @@ def test_two_writers_of_one_store_do_not_meet(tmp_path: Path) -> None:
             "with StoreWriter(Path(sys.argv[1]), 'bigfish', 'train', (64, 64, 3), 15): pass"
         )
         done = subprocess.run([sys.executable, "-c", other, path], capture_output=True, text=True)
-        assert DownloadError.__name__ in done.stderr
+        assert BusyError.__name__ in done.stderr
         assert "Another lapo process" in done.stderr
         assert writer.scratch.exists(), "the other one did not tidy up this one's folder"
 

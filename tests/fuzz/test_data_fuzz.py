@@ -49,7 +49,7 @@ def _damage(content: bytes, rng: random.Random) -> bytes:
 
 
 def _damage_archive(content: bytes, rng: random.Random) -> bytes:
-    """Damage to one member of a zip file, which is then packed anew with a checksum that fits."""
+    """Damage to one member of a zip file, which is then packed again with a matching checksum."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(sorted(members))

@@ -15,7 +15,8 @@ import torch
 import yaml
 from file_mutations import Mutation, damage, damage_json, damage_lines, damage_yaml
 
-from lapo_cli.core.config import Config, load_config
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.arrays import load_array
 from lapo_cli.core.errors import LapoError
 from lapo_cli.core.run_dir import RunDir, StageDir, load_weights, read_about
@@ -50,9 +51,9 @@ def _about(file: Path) -> str:
     return str(about["stage"])
 
 
-def _asked(file: Path) -> Any:
-    asked = StageDir(file.parent).asked()
-    return {name: asked[name] for name in ("key", *_KEY)}
+def _config_of_stage(file: Path) -> Any:
+    content = StageDir(file.parent).read_config()
+    return {name: content[name] for name in ("key", *_KEY)}
 
 
 def _config(file: Path) -> Config:
@@ -85,7 +86,7 @@ class Target:
 
 _TARGETS = {
     "done": Target("run/maze/seed-0/idm/done.json", lambda file: StageDir(file.parent).done(), damage_json, True),
-    "asked": Target("run/maze/seed-0/idm/config.yaml", _asked, damage_yaml, True),
+    "stage-config": Target("run/maze/seed-0/idm/config.yaml", _config_of_stage, damage_yaml, True),
     "weights": Target("run/maze/seed-0/idm/model.safetensors", _weights, damage, True),
     "about": Target("run/maze/seed-0/idm/model.safetensors", _about, damage, False),
     "loose weights": Target("loose.safetensors", _weights, damage, False),

@@ -27,7 +27,7 @@ class RoundingConfig(QuantizerConfig):
     """Its section of the configuration."""
 
     kind: Literal["rounding"] = Field("rounding", description="Which quantizer of latent actions.")
-    size: int = Field(32, ge=1, description="Numbers a latent action.")
+    size: int = Field(32, ge=1, description="Size of a latent action.")
     levels: int = Field(5, ge=2, description="Levels of each number.")
 
     @property

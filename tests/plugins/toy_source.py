@@ -9,7 +9,7 @@ from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.progress import Progress
 
-_LENGTH = 64  # frames an episode
+_LENGTH = 64  # frames per episode
 
 
 class Squares(Importer):

@@ -133,7 +133,7 @@ def test_an_update_on_cached_encodings_ends_at_the_weights_of_the_plain_one() ->
 
 
 @pytest.mark.parametrize("kind", ["latent", "scratch"])
-def test_what_was_stored_while_acting_is_what_the_network_says_of_the_frames(kind: str) -> None:
+def test_what_was_stored_while_acting_is_what_the_network_computes_from_the_frames(kind: str) -> None:
     agent: Agent = _agents()[0] if kind == "latent" else ScratchAgent(1, 32, 15, _CPU)
     groups = [ParameterGroup(list(agent.parameters()), _CONFIG.scratch.at)]
     ppo = PPO(agent, groups, ENVIRONMENTS.get("bigfish"), _CONFIG, seed=5, device=torch.device("cpu"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import load_config
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.batches import BatchSampler
 from lapo_cli.core.data.download import download
 from lapo_cli.core.data.store import Video, open_store

@@ -1,4 +1,4 @@
-"""Arrays in files from outside: nothing is unpickled, and no size is believed before it is checked."""
+"""Arrays in files from outside: nothing is unpickled, and no size is trusted before it is checked."""
 
 import math
 import zipfile
@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lapo_cli.core.errors import CorruptDataError
+from lapo_cli.core.errors import CorruptDataError, shortened
 
 # All that zipfile, zlib and numpy raise on damaged bytes; messages of numpy's own advise to allow pickles.
 UNREADABLE = (
@@ -32,7 +32,7 @@ _npy: Any = np.lib.format  # Public and documented, but without type hints.
 
 
 class Header:
-    """What the header of an array says, checked against the bytes that follow it.
+    """The header of an array, checked against the bytes that follow it.
 
     Attributes:
         dtype: booleans, numbers or text.
@@ -68,8 +68,7 @@ class Header:
             raise CorruptDataError(f"{name} is truncated or altered: its size differs from its header; get it again.")
 
     def __str__(self) -> str:
-        text = f"{self.dtype} {self.shape}"
-        return text if len(text) < 100 else f"{text[:100]}..."
+        return shortened(f"{self.dtype} {self.shape}")
 
     def read(self) -> NDArray[Any]:
         """The whole array.

@@ -20,7 +20,7 @@ _UPLOAD_FRAMES = 4096
 
 
 class Sampler(Protocol):
-    """Says which windows make a batch."""
+    """Chooses the windows of a batch."""
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The (B,) int64 centres of batch ``step``, counted from 0."""

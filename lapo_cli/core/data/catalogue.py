@@ -1,4 +1,4 @@
-"""What there is: the demonstrations bundled with lapo, and the stores in the data folder."""
+"""What is available: the demonstrations bundled with lapo, and the stores in the data folder."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class Demos:
     Attributes:
         game: its name.
         frames: split -> how many frames they make.
-        policies: who played, and how.
+        policies: the policies that were recorded, and how they acted.
         training_steps: environment steps that the most trained of them had; a planner needs none.
         seed: of the training log's levels and random choices.
         mean_return, low, high: of the training log's episodes, with its 95 % interval.
@@ -108,5 +108,5 @@ def _describe(policy: Mapping[str, Any]) -> str:
         str(policy.get("actions", "")),
         f"{100 * policy['epsilon']:g} % random" if policy["epsilon"] else "",
     ]
-    told = ", ".join(fact for fact in facts if fact)
-    return f"{policy['policy']} ({told})" if told else str(policy["policy"])
+    details = ", ".join(fact for fact in facts if fact)
+    return f"{policy['policy']} ({details})" if details else str(policy["policy"])

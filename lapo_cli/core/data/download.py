@@ -9,9 +9,8 @@ from pathlib import Path
 from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer
 from lapo_cli.core.data.sources.demos import is_bundled
 from lapo_cli.core.data.store import SPLITS, FrameStore, Manifest, Split, open_store, store_path
-from lapo_cli.core.data.store_writer import only_one
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
-from lapo_cli.core.files import disk_full_as_error, free_space, require_free_space
+from lapo_cli.core.errors import BusyError, CorruptDataError, MissingInputError, UsageError, shortened
+from lapo_cli.core.files import disk_full_as_error, exclusive, free_space, require_free_space
 from lapo_cli.core.progress import Progress, Silent
 
 DEFAULT_SOURCE = "drive"
@@ -20,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Plan:
-    """What getting a game will do, to be said before it is done.
+    """What getting a game will do, to be shown before it is done.
 
     Attributes:
         game: its name.
@@ -75,10 +74,12 @@ def plan(
     Raises:
         UnknownNameError: there is no such source.
         MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
-        DiskFullError: no room to look into the first chunk.
+        DiskFullError: there is not enough disk space to unpack the first chunk.
     """
     if not _NAME.fullmatch(game):
-        raise UsageError(f"'{game[:100]}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
+        raise UsageError(
+            f"'{shortened(game)}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'."
+        )
     bounds: Bounds = {"train": max_frames, "test": None}
     importer = _open(game, source, None if location is None else str(location), data_dir)
     offers = {split: offer for split, offer in importer.offers(bounds).items() if split in splits}
@@ -98,13 +99,14 @@ def plan(
 
 
 def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manifest]:
-    """Do what a plan says. Interrupted in any way, the same plan made again continues.
+    """Carry out a plan. Interrupted in any way, the same plan made again continues.
 
     Returns:
         split -> manifest of the store that is now here.
 
     Raises:
-        DownloadError: it could not be fetched, or another process is getting the same game.
+        DownloadError: it could not be fetched.
+        BusyError: another process is getting the same game.
         CorruptDataError, MissingInputError: what was fetched or given is not what it should be.
         DiskFullError: it does not fit; what was complete before is untouched.
         EnvironmentUnavailableError: a replay log was given and its environment cannot run here.
@@ -117,7 +119,8 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
     scratch = _scratch(plan.data_dir, plan.game)
     with disk_full_as_error(scratch):
         scratch.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(scratch.parent / ".download.lock", f"getting {plan.game}"):
+    busy = BusyError(f"Another lapo process is getting {plan.game}: wait until it has finished, then try again.")
+    with exclusive(scratch.parent / ".download.lock", busy):
         if plan.fresh:
             shutil.rmtree(scratch, ignore_errors=True)
         made = dict(plan.kept)
@@ -159,7 +162,7 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         data_dir: root of the stores.
         source: where missing ones come from, a name in :data:`SOURCES`.
         max_frames: most train frames to get.
-        progress: told what is missing, what is got, and what is used.
+        progress: reports what is missing, what is fetched and what is used.
 
     Returns:
         The train store.
@@ -169,7 +172,7 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         MissingInputError: the source has no data of this game, or the bundled demonstrations are here and ``source``
             names others.
         UsageError: the train and the test store do not fit together.
-        LapoError: they could not be had, or are damaged.
+        LapoError: they could not be fetched or made, or are damaged.
     """
     SOURCES.get(source)
     missing = [split for split in SPLITS if not store_path(data_dir, game, split).exists()]

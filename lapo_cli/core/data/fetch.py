@@ -6,7 +6,6 @@ What has arrived lies beside the target as ``.part``, and what identifies the ve
 """
 
 import hashlib
-import json
 import re
 import time
 import zipfile
@@ -15,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lapo_cli.core.errors import DownloadError
-from lapo_cli.core.files import atomic_write_json, disk_full_as_error, human_bytes, require_free_space
+from pydantic import TypeAdapter
+
+from lapo_cli.core.errors import CorruptDataError, DownloadError
+from lapo_cli.core.files import atomic_write_json, disk_full_as_error, human_bytes, read_json, require_free_space
 from lapo_cli.core.progress import Progress, Task
 
 RETRIES = 3
@@ -39,14 +40,14 @@ def fetch_zip(url: str, game: str, folder: Path, *, if_refused: str, progress: P
         game: whose demonstrations it holds, for messages.
         folder: where the file and its part lie.
         if_refused: what can be done when Google Drive refuses; ends the sentence.
-        progress: told the bytes.
+        progress: reports the bytes.
 
     Returns:
         The file, complete.
 
     Raises:
         DownloadError: refused, unreachable, cut off, or not a zip file; what arrived is kept.
-        DiskFullError: there is no room for it.
+        DiskFullError: there is not enough disk space.
     """
     # Named after the address, so that a part of one file is never continued with another.
     target = folder / f"{game}-{hashlib.sha256(url.encode()).hexdigest()[:8]}.zip"
@@ -63,11 +64,14 @@ class _Version:
 
     Attributes:
         validator: its strong ETag, or Last-Modified; None where the server gives neither.
-        total: its bytes, None where the server does not say.
+        total: its bytes, None where the server does not report them.
     """
 
     validator: str | None
     total: int | None
+
+
+_VERSION = TypeAdapter(_Version)
 
 
 class _CutError(Exception):
@@ -197,8 +201,8 @@ class _Transfer:
 
     def _read_version(self) -> _Version:
         try:
-            return _Version(**json.loads(self._version_file.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return read_json(self._version_file, _VERSION, "it is written again")
+        except (FileNotFoundError, CorruptDataError):
             return _Version(None, None)
 
     def _arrived(self) -> int:

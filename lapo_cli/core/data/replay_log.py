@@ -1,4 +1,4 @@
-"""Replay logs: demonstrations as actions, one byte a frame, which the environment turns back into the frames exactly.
+"""Replay logs: demonstrations as actions, one byte per frame, which the environment turns back into the frames exactly.
 
 A log is an npz file, version 1, of
 
@@ -23,7 +23,6 @@ import hashlib
 import importlib.resources
 import json
 import math
-import reprlib
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,8 +35,8 @@ from numpy.typing import NDArray
 from lapo_cli.core.data.arrays import UNREADABLE, Header, open_member
 from lapo_cli.core.data.store import SPLITS, Split
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
-from lapo_cli.core.files import atomic_path
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, one_line, shortened
+from lapo_cli.core.files import atomic_path, parse_json
 
 FORMAT_VERSION = 1
 _ARRAYS = (
@@ -136,11 +135,11 @@ def read_log(path: Path) -> ReplayLog:
     except KeyError as error:
         raise CorruptDataError(f"{path} is no replay log: the array {error} is missing.") from error
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise CorruptDataError(f"{path} is not a valid replay log: {str(error)[:200]}.") from error
+        raise CorruptDataError(f"{path} is not a valid replay log: {one_line(str(error), 200)}.") from error
     if log.game not in ENVIRONMENTS:
         raise UsageError(
-            f"{path} is a replay log of {_short(log.game)}, an environment that is not registered: name the file that "
-            "registers it with --plugin."
+            f"{path} is a replay log of '{shortened(log.game)}', an environment that is not registered: name the file "
+            "that registers it with --plugin."
         )
     num_actions = ENVIRONMENTS.get(log.game).require_actions()
     if log.actions.max() >= num_actions:
@@ -175,7 +174,7 @@ def _parse_log(arrays: dict[str, NDArray[Any]]) -> ReplayLog:
     reward_sum = float(arrays["reward_sum"])
     if not math.isfinite(reward_sum):
         raise ValueError(f"reward_sum is {reward_sum}")
-    info = json.loads(str(arrays["info"])) if "info" in arrays else {}
+    info = parse_json(str(arrays["info"])) if "info" in arrays else {}
     if not isinstance(info, dict):
         raise ValueError("info is not a JSON object")
     version_array = arrays.get("env_version", arrays.get("procgen_version"))
@@ -197,9 +196,5 @@ def _text(array: NDArray[Any]) -> str:
     """A text that is short enough for messages."""
     text = str(array)
     if array.dtype.kind != "U" or array.ndim != 0 or len(text) > 100:
-        raise ValueError(f"{_short(text)} is no name")
+        raise ValueError(f"'{shortened(text)}' is no name")
     return text
-
-
-def _short(text: str) -> str:
-    return reprlib.repr(text)

@@ -27,7 +27,8 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from pydantic.dataclasses import dataclass as validated_dataclass
 
 from lapo_cli.core.data.arrays import load_array
-from lapo_cli.core.errors import CorruptDataError, MissingInputError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, shortened
+from lapo_cli.core.files import parse_json
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -51,7 +52,7 @@ _Text = Annotated[str, Field(max_length=10_000)]
 
 @validated_dataclass(frozen=True, config=ConfigDict(strict=True))
 class Manifest:
-    """What a store says of itself.
+    """The description of a store.
 
     Attributes:
         format_version: version of the layout above.
@@ -130,7 +131,7 @@ class FrameStore:
 
     Attributes:
         path: its folder.
-        manifest: what it says of itself.
+        manifest: its description.
         frames: (N, H, W, 3) uint8 memory map, read-only.
         actions: (N,) uint8, :data:`UNLABELLED` where the action is not known; None where there are no actions at all.
         rewards: (N,) float32; episode_starts: (N,) bool; in memory.
@@ -146,7 +147,7 @@ class FrameStore:
 
     @classmethod
     def open(cls, path: Path) -> "FrameStore":
-        """Open a store and check that it is what its manifest says.
+        """Open a store and check it against its manifest.
 
         Raises:
             CorruptDataError: a file is missing, altered, or of the wrong size or type.
@@ -218,10 +219,10 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST_FILE
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
     except FileNotFoundError as error:
         raise _corrupt(path, f"has no {MANIFEST_FILE}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _corrupt(file, "is no manifest of a frame store") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and FORMAT_VERSION < version < 10**6:
@@ -232,7 +233,7 @@ def read_manifest(path: Path) -> Manifest:
         # Through JSON again, because a tuple is a list there and nothing else is converted.
         return _MANIFEST.validate_json(json.dumps(content))
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))[:100] or "the whole"
+        where = shortened(".".join(map(str, error.errors()[0]["loc"]))) or "the whole"
         raise _corrupt(file, f"is no manifest of a frame store ({where} is wrong)") from error
 
 
@@ -242,7 +243,7 @@ def map_frames(file: Path, num_frames: int, frame_shape: FrameShape) -> NDArray[
 
 
 def column_types(num_actions: int | None) -> dict[str, np.dtype[Any]]:
-    """The arrays with one entry a frame of a store with so many actions: name -> type."""
+    """The arrays with one entry per frame of a store with so many actions: name -> type."""
     return _COLUMNS if num_actions is None else _ACTIONS | _COLUMNS
 
 
@@ -269,7 +270,7 @@ def _read_column(file: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     except CorruptDataError as error:
         raise _corrupt(file, "is missing, truncated or altered") from error
     if column.dtype != dtype or column.shape != (length,):
-        raise _corrupt(file, f"holds {column.dtype} {str(column.shape)[:100]} instead of {dtype} {(length,)}")
+        raise _corrupt(file, f"holds {column.dtype} {shortened(str(column.shape))} instead of {dtype} {(length,)}")
     return column
 
 

@@ -5,8 +5,8 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,20 +28,8 @@ from lapo_cli.core.data.store import (
     fingerprint,
     map_frames,
 )
-from lapo_cli.core.errors import DownloadError
+from lapo_cli.core.errors import BusyError
 from lapo_cli.core.files import atomic_write_json, disk_full_as_error, exclusive, fsync_path
-
-
-@contextmanager
-def only_one(lock_file: Path, doing: str) -> Iterator[None]:
-    """Hold a lock that dies with the process, however it dies.
-
-    Raises:
-        DownloadError: another process holds it.
-    """
-    error = DownloadError(f"Another lapo process is {doing}: wait until it has finished, then try again.")
-    with exclusive(lock_file, error):
-        yield
 
 
 class StoreWriter:
@@ -61,7 +49,7 @@ class StoreWriter:
         num_actions: how many actions there are, 1 to 255, or None where the frames have none; an attribute too.
 
     Raises:
-        DownloadError: another process is making the same store.
+        BusyError: another process is making the same store.
         DiskFullError: (every method) the disk filled up.
     """
 
@@ -83,7 +71,10 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         with disk_full_as_error(self._path.parent), ExitStack() as stack:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_one(self._path.parent / f".{self._path.name}.lock", f"making {self._path}"))
+            busy = BusyError(
+                f"Another lapo process is making {self._path}: wait until it has finished, then try again."
+            )
+            stack.enter_context(exclusive(self._path.parent / f".{self._path.name}.lock", busy))
             self._clear_leftovers()
             self._folder = self._path.with_name(f".{self._path.name}.partial-{secrets.token_hex(4)}")
             self._folder.mkdir()
@@ -231,7 +222,7 @@ class StoreWriter:
         shutil.rmtree(older, ignore_errors=True)
 
     def _clear_leftovers(self) -> None:
-        """Undo what a killed writer left; the lock says that none is alive."""
+        """Undo what a killed writer left; the lock proves that none is alive."""
         older = self._path.with_name(f".{self._path.name}.older")
         if older.exists() and not self._path.exists():
             older.rename(self._path)

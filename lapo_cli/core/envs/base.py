@@ -1,4 +1,4 @@
-"""What an environment is: the description that everything else asks, and the vectorized environment that acts.
+"""What an environment is: its description, and the vectorized environment that acts.
 
 An environment is one file: a subclass of :class:`VecEnv` and ``ENVIRONMENTS.register(EnvSpec(...))``.
 """
@@ -46,7 +46,7 @@ class VecEnv(ABC):
         """Give every environment its action: (N,) integers in [0, num_actions)."""
 
     def level_seeds(self) -> "NDArray[np.int64] | None":
-        """A number for the level every environment plays, (N,); None where there is no such thing."""
+        """A number for the level every environment plays, (N,); None where levels have no number."""
         return None
 
     def get_state(self) -> list[bytes]:
@@ -76,7 +76,7 @@ class EnvSpec:
     Attributes:
         name: as the command line and the run directory call it.
         num_actions: how many discrete actions there are, at most 255; None for videos without actions.
-        action_names: one a action, or none.
+        action_names: one per action, or none.
         random_return: mean episodic return of uniformly random actions, None where it is not known.
         expert_return: mean episodic return of an expert, None where it is not known.
         make: (num_envs, seed) -> environments; None for data without an environment. Equal seeds and actions must

@@ -50,12 +50,11 @@ _ACTION_NAMES = (
     "E",
 )  # fmt: skip
 GAMES = tuple(_REFERENCE_RETURNS)
-OBS_SHAPE = (64, 64, 3)
 
 
 def _import_procgen() -> Any:
     try:
-        # gym greets every import with a notice on stderr; it is used for nothing but its names.
+        # gym prints a notice on stderr when it is imported; nothing but its names is used.
         with contextlib.redirect_stderr(io.StringIO()):
             from procgen import ProcgenGym3Env
     except ImportError as error:
@@ -81,7 +80,7 @@ class ProcgenVecEnv(VecEnv):
         game: name of a Procgen game.
         num_envs: N.
         seed: Procgen's ``rand_seed``; it chooses the sequence of levels.
-        num_threads: C++ threads that step the environments; by default one a core, at most 8.
+        num_threads: C++ threads that step the environments; by default one per core, at most 8.
         distribution_mode: ``easy`` or ``hard``.
 
     Raises:

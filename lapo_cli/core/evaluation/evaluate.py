@@ -69,7 +69,7 @@ def is_current(ctx: Context, stage: Stage, folder: StageDir) -> bool:
     """Whether a stage is finished, on outputs of earlier stages that are still those that are there."""
     if folder.done() is None:
         return False
-    inputs = folder.asked().get("inputs", {})
+    inputs = folder.read_config().get("inputs", {})
     for name in stage.requires:
         made = ctx.seed_dir.stage(name).done()
         if made is None or fingerprint(made["outputs"]) != inputs.get(name):

@@ -22,10 +22,10 @@ def mean_return(returns: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Est
     """Mean over training seeds of the mean return, with a two-level percentile bootstrap interval.
 
     A resample draws training seeds with replacement and then, within each, episodes. With one training seed this is
-    the ordinary bootstrap over episodes and says nothing of how another training would end.
+    the ordinary bootstrap over episodes and does not cover the variation between trainings.
 
     Args:
-        returns: one array (E,) of episodic returns a training seed.
+        returns: one array (E,) of episodic returns per training seed.
         seed: of the resampling.
     """
     rng = np.random.default_rng(seed)

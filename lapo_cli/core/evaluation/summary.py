@@ -1,4 +1,4 @@
-"""The table of a run: one row a game and policy, as values, as Markdown and as a file."""
+"""The table of a run: one row per game and policy, as values, as Markdown and as a file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,7 +131,7 @@ def make_row(
     labels: int | None = None,
     env_steps: int | None = None,
 ) -> Row:
-    """A row from one array of episodic returns (E,) a training seed; the other arguments are those of :class:`Row`."""
+    """A row from one array of returns (E,) per training seed; the other arguments are those of :class:`Row`."""
     estimate = mean_return(returns)
     return Row(
         env.name,

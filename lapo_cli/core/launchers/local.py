@@ -95,8 +95,8 @@ class _Worker:
     """A process with its job, as the process that started it sees it.
 
     Attributes:
-        events: what it sends; at its end when it is no more.
-        outcome: what it failed with, or None; only when it is no more.
+        events: what it sends; at its end when the process has ended.
+        outcome: what it failed with, or None; valid once the process has ended.
     """
 
     def __init__(self, index: int, job: Job, device: str, slots: int, progress: Progress) -> None:
@@ -113,7 +113,7 @@ class _Worker:
         theirs.close()
 
     def receive(self) -> bool:
-        """Take one event, or notice that the process is no more."""
+        """Take one event, or notice that the process has ended."""
         try:
             event = self.events.recv()
         except (EOFError, OSError):
@@ -135,6 +135,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
             worker.process.terminate()
         for worker in workers:
             worker.replay.close()
+            worker.events.close()  # Else a worker could block on a full pipe that is no longer read.
         for worker in workers:
             worker.process.join()
     except KeyboardInterrupt:
@@ -169,9 +170,9 @@ def _work(events: Connection, plugins: list[Path], job: bytes, device: str, slot
 
 
 class _Sender:
-    """Sends events from a thread of its own: an interruption cannot cut one in half, nor a full pipe hold up the work.
+    """Sends events from a thread of its own: interruptions cannot truncate one, nor can a full pipe block the work.
 
-    What cannot be sent is dropped, because then nobody receives it any more.
+    What cannot be sent is dropped: the receiver has gone.
     """
 
     def __init__(self, events: Connection) -> None:
@@ -197,7 +198,7 @@ class _Sender:
 
 
 def _end_with_parent() -> None:
-    """When the process that started this one is no more, interrupt the work; then wait no longer than necessary."""
+    """When the process that started this one has ended, interrupt the work; then wait no longer than necessary."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def normalize(frames: Tensor, size: int) -> Tensor:
-    """uint8 frames to the networks' range, x = frame / 255 - 0.5 (paper, appendix A), at ``size`` pixels a side.
+    """uint8 frames to the networks' range, x = frame / 255 - 0.5 (paper, appendix A), at ``size`` pixels per side.
 
     Frames stay uint8 until they are on the device. Whole blocks of pixels are averaged where the size divides the
     frame's; other frames are averaged over areas, or interpolated bilinearly where they are smaller.

@@ -16,7 +16,7 @@ class InverseDynamics(nn.Module):
 
     Args:
         scale: k of the trunk.
-        size: pixels a side of the frames.
+        size: pixels per side of the frames.
         out: logits of true actions, or numbers of a latent action.
     """
 
@@ -31,9 +31,9 @@ class InverseDynamics(nn.Module):
     def start_from_differences(self) -> None:
         """Start the first convolution on differences of successive frames, half of its channels on each of the two.
 
-        A fresh network sees the scene far louder than what moved in it, and short runs end before it has learnt to
-        look away. Only the starting point changes: the weights are as free as ever. The gains keep the latent action
-        of so faint an input at about unit scale.
+        In an untrained network the static scene dominates what moved in it, and short runs end before it has learnt to
+        ignore the scene. Only the initial weights differ: all of them are trained. The gains keep the latent action of
+        so weak a signal at about unit scale.
         """
         conv = self.trunk.convs[0]
         assert isinstance(conv, nn.Conv2d)
@@ -58,7 +58,7 @@ class InverseDynamicsModel(InverseDynamics):
 
     Args:
         scale: k of the trunk.
-        size: pixels a side of the frames.
+        size: pixels per side of the frames.
         quantizer: maps the latent action z to z_q.
     """
 

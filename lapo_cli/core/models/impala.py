@@ -25,7 +25,7 @@ class ImpalaTrunk(nn.Module):
     Args:
         in_channels: 3 a stacked frame.
         scale: k; the sequences have 16k, 32k and 32k channels.
-        size: pixels a side of the input.
+        size: pixels per side of the input.
     """
 
     def __init__(self, in_channels: int, scale: int, size: int) -> None:

@@ -12,7 +12,7 @@ class Policy(nn.Module):
 
     Args:
         scale: k of the trunk.
-        size: pixels a side of the frame.
+        size: pixels per side of the frame.
         out: what the head gives: action logits, or what a policy target asks for.
     """
 
@@ -34,7 +34,7 @@ class LatentPolicy(Policy):
 
     Args:
         scale: k of the trunk.
-        size: pixels a side of the frame.
+        size: pixels per side of the frame.
         target: what the head predicts.
     """
 

@@ -69,8 +69,8 @@ class WorldModel(nn.Module):
 
     Args:
         base: channels b of the outermost level (24).
-        size: pixels a side of the frames; 64 gives the paper's five levels, every halving one level less.
-        la_dim: numbers a latent action.
+        size: pixels per side of the frames; 64 gives the paper's five levels, every halving one level less.
+        la_dim: size of a latent action.
     """
 
     def __init__(self, base: int, size: int, la_dim: int) -> None:
@@ -95,7 +95,7 @@ class WorldModel(nn.Module):
     def start_from_copying(self) -> None:
         """Start the head on the prediction o_{t+1} = o_t, nearly (up to the tanh), instead of on noise.
 
-        Short runs otherwise spend themselves on learning to copy the background. Only the starting point changes.
+        Short runs otherwise spend most steps on learning to copy the background. Only the initial weights differ.
         """
         widen, narrow, last = self.widen, self.narrow, self.refine.conv1
         assert widen.bias is not None

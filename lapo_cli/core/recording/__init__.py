@@ -1,1 +1,1 @@
-"""Recording demonstrations: who acts, and the logs that come of it."""
+"""Recording demonstrations: the policies that act, and the replay logs that they give."""

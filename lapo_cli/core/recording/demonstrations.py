@@ -7,9 +7,8 @@ from typing import Any
 from lapo_cli.core import files
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.store import Split
-from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import UsageError
+from lapo_cli.core.errors import BusyError, UsageError
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.recording.players import load_player
 from lapo_cli.core.recording.record import Member, partial_path, record
@@ -57,15 +56,16 @@ def record_demonstrations(
         epsilons: share of random actions, one for all policies or one for each.
         to: folder of the logs.
         frames: split -> how many frames at least.
-        num_envs: environments side by side, at least one a policy.
+        num_envs: environments side by side, at least one per policy.
         seed: below :data:`TEST_SEEDS`; test logs are played with seeds from there on, and on other levels.
         greedy: networks take their likeliest action instead of sampling.
         compute: where networks run.
         fresh: set the logs of these splits that are there aside, and start over.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Raises:
         UsageError: policies, epsilons and environments do not fit together, or the folder holds other recordings.
+        BusyError: another process is recording the same game there.
         LapoError: a policy is missing or damaged, nothing can act here, or the disk is full.
     """
     if len(epsilons) not in (1, len(policies)):
@@ -85,11 +85,12 @@ def record_demonstrations(
     paths: dict[Split, Path] = {split: to / f"{game}-{split}.npz" for split in frames}
     written = []
     played: frozenset[int] = frozenset()
-    with only_one(to / f".{game}.lock", f"recording {game} in {to}"):
+    busy = BusyError(f"Another lapo process is recording {game} in {to}: wait until it has finished, then try again.")
+    with files.exclusive(to / f".{game}.lock", busy):
         if fresh:
             for path in paths.values():
-                _set_aside(path)
-                _set_aside(partial_path(path))
+                files.set_aside(path)
+                files.set_aside(partial_path(path))
         for split, path in paths.items():
             recording = record(
                 game,
@@ -104,12 +105,3 @@ def record_demonstrations(
             played |= recording.levels
             written.append(Recorded(game, split, path, recording.log.num_frames, dict(recording.log.info)))
     return written
-
-
-def _set_aside(path: Path) -> None:
-    """Rename a log that is there to ``NAME.old-N.npz``, under the first N from 1 that is free."""
-    if path.exists():
-        number = 1
-        while (old := path.with_name(f"{path.stem}.old-{number}.npz")).exists():
-            number += 1
-        path.rename(old)

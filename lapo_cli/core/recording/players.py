@@ -1,4 +1,4 @@
-"""Who can be recorded: a trained network, the planner of a game, or the random policy."""
+"""What can be recorded: a trained network, the planner of a game, or the random policy."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Player(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What a recording's manifest says of it, JSON-like; equal for players that play alike."""
+        """Its description in a recording's log, JSON-like; equal for players that act in the same way."""
 
     @abstractmethod
     def start(self, num_envs: int, seed: int) -> None:

@@ -76,7 +76,7 @@ def record(
         seed: of the levels and of all random choices.
         avoid: levels that must not come up; where one does, the recording starts over with the next seed. Without
             effect where the environment has no numbered levels.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Raises:
         UsageError: ``path`` holds a log of other settings, or levels to avoid come up again and again.
@@ -92,7 +92,7 @@ def record(
         "num_envs": num_envs,
         "steps": steps,
     }
-    found = _begun(path, settings)
+    found = _find_earlier(path, settings)
     for rand_seed in range(seed if found is None else found.rand_seed, seed + _TRIES):
         session = _Session(game, members, settings, rand_seed, found)
         try:
@@ -117,7 +117,8 @@ def record(
     )
 
 
-def _begun(path: Path, settings: dict[str, Any]) -> ReplayLog | None:
+def _find_earlier(path: Path, settings: dict[str, Any]) -> ReplayLog | None:
+    """The complete or partial log of these settings that is there already."""
     for file in (path, partial_path(path)):
         if file.is_file():
             try:
@@ -195,7 +196,9 @@ class _Session:
                 self._count(step, reward, first, avoid)
                 if step % _SHA_EVERY == 0:
                     self._digests.append(frames_digest(frames))
-                self._actions[step] = self._again(path, step) if step < self._num_resumed else self._choose(frames)
+                self._actions[step] = (
+                    self._recorded_actions(path, step) if step < self._num_resumed else self._choose(frames)
+                )
                 self._env.act(self._actions[step])
                 self._step = step + 1
                 task.update(max(self._step, self._num_resumed) * num_envs)
@@ -208,8 +211,8 @@ class _Session:
             reward, _, first = self._env.observe()
             self._finish_episodes(reward, first)
 
-    def _again(self, path: Path, step: int) -> NDArray[np.uint8]:
-        """What was done in this step before, if it was seen then what is seen now."""
+    def _recorded_actions(self, path: Path, step: int) -> NDArray[np.uint8]:
+        """The actions that were recorded for this step, after a check that its frames are the same."""
         assert self._resumed is not None
         if step % _SHA_EVERY == 0 and self._digests[-1] != self._resumed.frame_sha256[step // _SHA_EVERY]:
             raise CorruptDataError(
@@ -274,7 +277,7 @@ class _Session:
         )
 
     def _results(self) -> dict[str, Any]:
-        """Returns, over as many episodes of every environment, lest those with short ones count for more."""
+        """Statistics of equally many episodes of every environment, so that short episodes do not count for more."""
         each = min(len(returns) for returns in self._returns)
         results: dict[str, Any] = {"episodes": sum(len(returns) for returns in self._returns), "measured_episodes": 0}
         if each > 0:

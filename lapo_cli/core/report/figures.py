@@ -1,5 +1,6 @@
 """Figures of a run: returns against labelled frames, and against environment steps."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def _references(axes: Any, rows: Sequence[Row], game: str) -> None:
 
 
 def _offline(axes: Any, offline: Sequence[Row], rows: Sequence[Row], game: str) -> None:
-    for color, method in zip(_COLORS, dict.fromkeys(row.method for row in offline), strict=False):
+    for color, method in zip(itertools.cycle(_COLORS), dict.fromkeys(row.method for row in offline), strict=False):
         of_method = [row for row in offline if row.method == method]
         counts = [row.labels for row in of_method]
         means = np.array([row.mean for row in of_method], float)
@@ -98,7 +99,7 @@ def _offline(axes: Any, offline: Sequence[Row], rows: Sequence[Row], game: str) 
 
 
 def _online(axes: Any, curves: Curves, rows: Sequence[Row], game: str) -> None:
-    for color, (label, of_stage) in zip(_COLORS, curves.items(), strict=False):
+    for color, (label, of_stage) in zip(itertools.cycle(_COLORS), curves.items(), strict=False):
         for number, (steps, returns) in enumerate(of_stage):
             axes.plot(steps, returns, color=color, linewidth=1.4, alpha=0.8, label=None if number else label)
     axes.set_xlabel("environment steps")
@@ -110,7 +111,7 @@ def _learning_curves(stages: Sequence[Path]) -> Curves:
     for stage in stages:
         lines = [line for line in read_metrics(stage) if _RETURN in line]
         if lines:
-            label = str(StageDir(stage).begun().get("label") or stage.name)
+            label = str(StageDir(stage).try_read_config().get("label") or stage.name)
             curve = ([line["step"] for line in lines], [line[_RETURN] for line in lines])
             curves.setdefault(label, []).append(curve)
     return curves

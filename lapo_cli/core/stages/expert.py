@@ -1,4 +1,4 @@
-"""Training an expert to record: PPO from scratch with Procgen's standard settings (Cobbe et al., 2020)."""
+"""Training an expert to record: PPO from scratch with standard settings (Cobbe et al., 2020)."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +23,9 @@ def _build_agent(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
         network = about["network"]
         scale, size = int(network["scale"]), int(network["size"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptDataError("The weights do not say which network they are of: train the expert anew.") from error
+        raise CorruptDataError(
+            "The weights do not record which network they belong to: train the expert again."
+        ) from error
     agent = ScratchAgent(scale, size, actions_of(about), compute)
     compute.place(agent)
     return agent

@@ -16,7 +16,7 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, build_idm, build_world_model, header
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import gathered, labelled_pairs, training_windows
+from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs, training_windows
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
@@ -52,7 +52,7 @@ def change_weights(frames: Tensor, change_weight: float) -> Tensor:
     """Weights (B, 1, size, size) of mean 1 that are ``1 + change_weight`` times higher around what changes.
 
     Around: within size / 8 pixels, so that something predicted beside where it went costs as much as its absence where
-    it is, and only the latent action says which.
+    it is, and only the latent action determines which.
     """
     changed = (frames[:, 2] - frames[:, 1]).abs().amax(1, keepdim=True) > _CHANGED
     reach = frames.shape[-1] // 8
@@ -62,7 +62,7 @@ def change_weights(frames: Tensor, change_weight: float) -> Tensor:
 
 
 def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
-    """Train both models on frames alone; actions, where there are any, are used by the probe, which measures."""
+    """Train both models on frames alone; actions, where there are any, are used by the probe alone."""
     config, model, compute = ctx.config.stage1, ctx.config.model, ctx.compute
     video = ctx.open_store("train").video()
     idm, world_model = build_idm(model), build_world_model(model)
@@ -96,7 +96,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         loop.record(metrics)
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             latest = evaluate(idm, world_model)
-            loop.measure(step, latest)
+            loop.log(step, latest)
     stage.save_weights({"idm": idm, "world_model": world_model}, header(ctx, stage))
     return {"steps": config.steps, **(latest or evaluate(idm, world_model)), **untrained}
 
@@ -141,7 +141,7 @@ class _HeldOut:
         """Prediction error, in total and on the pixels that change, beside that of repeating o_t; and code usage."""
         sums = torch.zeros(5, dtype=torch.float64)  # squared errors: model, copying, both where it changes; such pixels
         used: set[tuple[int, int]] = set()  # codebook and code
-        for batch in gathered(self._loader, self._windows):
+        for batch in gather_batches(self._loader, self._windows):
             frames = normalize(batch, idm.size)
             with self._ctx.compute.autocast():
                 _, quantized = idm(frames)

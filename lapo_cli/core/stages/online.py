@@ -85,7 +85,7 @@ class _OnlineDecoder:
         return torch.cat(latents), rollout.actions[torch.from_numpy(steps) + 1, torch.from_numpy(envs)]
 
     def learn(self, rollout: Rollout, update: int, env_steps: int) -> None:
-        """Label a rollout and, when it is time, train the decoder afresh on all pairs so far."""
+        """Label a rollout and, when it is time, train the decoder from scratch on all pairs so far."""
         config = self._config
         if rollout.frames is None:
             return

@@ -81,8 +81,8 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         loop.record({"losses/imitation": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             latest = evaluate()
-            loop.measure(step, latest)
-    # The latent actions are those of stage 1's networks, whatever the present configuration says of them.
+            loop.log(step, latest)
+    # The latent actions are those of stage 1's networks, whatever the current configuration is.
     networks = {**header(ctx, stage)["model"], "quantizer": idm_about(ctx)["model"]["quantizer"]}
     stage.save_weights({"policy": policy}, header(ctx, stage, model=networks, target=config.target.model_dump()))
     return {"steps": config.steps, **(latest or evaluate())}

@@ -55,7 +55,7 @@ class ScratchAgent(Agent):
 
     Args:
         scale: k of the trunk.
-        size: pixels a side the network sees.
+        size: pixels per side the network sees.
         num_actions: how many actions it chooses from.
         compute: where and how it runs.
     """

@@ -1,10 +1,9 @@
 """Networks from a configuration, and from what finished stages have left.
 
 Every weights file carries in its header what its networks were built from, so that a stage uses those of an earlier one
-as they are, whatever the present configuration says.
+as they are, independently of the current configuration.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +34,7 @@ def header(ctx: Context, stage: StageDir, **more: Any) -> dict[str, Any]:
         "game": ctx.game,
         "seed": ctx.seed_dir.seed,
         "num_actions": ctx.env.num_actions,
-        "model": json.loads(ctx.config.model.model_dump_json()),
+        "model": ctx.config.model.model_dump(mode="json"),
         **more,
     }
 
@@ -50,8 +49,8 @@ def model_of(about: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig.model_validate(about["model"])
     except (KeyError, ValidationError) as error:
         raise CorruptDataError(
-            "The weights were made by another version of lapo, or with a plugin that is not loaded: train anew, or "
-            "give --plugin FILE."
+            "The weights were made by another version of lapo, or with a plugin that is not loaded: train again, "
+            "or give --plugin FILE."
         ) from error
 
 
@@ -63,7 +62,7 @@ def actions_of(about: Mapping[str, Any]) -> int:
     """
     count = about.get("num_actions")
     if not isinstance(count, int) or count < 1:
-        raise CorruptDataError("The weights do not say how many actions they choose from: train anew.")
+        raise CorruptDataError("The weights do not record their number of actions: train again.")
     return count
 
 
@@ -120,7 +119,7 @@ def latent_policy_of(about: Mapping[str, Any]) -> LatentPolicy:
     except (KeyError, ValidationError) as error:
         raise CorruptDataError(
             "The weights name a policy target that is not known here: give the plugin that defines it with --plugin "
-            "FILE, or train anew."
+            "FILE, or train again."
         ) from error
     # Only its shapes matter: the weights that follow hold what the target took from the trained one.
     with torch.random.fork_rng(devices=[]):
@@ -157,7 +156,7 @@ def load_policy(ctx: Context) -> LatentPolicy:
 
 
 def idm_about(ctx: Context) -> dict[str, Any]:
-    """What the header of the trained inverse dynamics model says of it.
+    """The header of the trained inverse dynamics model.
 
     Raises:
         MissingInputError: stage 1 is not finished.
@@ -166,7 +165,7 @@ def idm_about(ctx: Context) -> dict[str, Any]:
 
 
 def policy_about(ctx: Context) -> dict[str, Any]:
-    """What the header of the trained latent policy says of its networks.
+    """The part of the trained latent policy's header that describes its networks.
 
     Raises:
         MissingInputError: stage 2 is not finished.

@@ -115,7 +115,7 @@ def clone(ctx: Context, stage: str, folder: StageDir, title: str, targets: Targe
         loop.record({"losses/imitation": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == steps:
             latest = evaluate()
-            loop.measure(step, latest)
+            loop.log(step, latest)
     folder.save_weights({"agent": agent}, about)
     return {"steps": steps, **(latest or evaluate())}
 

@@ -42,7 +42,7 @@ class Context:
 
     @cached_property
     def env(self) -> EnvSpec:
-        """The registered environment of that name or, for data without one, what the training store says.
+        """The registered environment of that name or, for data without one, what the training store records.
 
         Raises:
             MissingInputError, CorruptDataError: there is neither an environment nor a store of that name.
@@ -56,7 +56,7 @@ class Context:
 
         Raises:
             MissingInputError, CorruptDataError: it is not there, or damaged.
-            UsageError: its actions are not those of the environment.
+            UsageError: its actions are not those of the environment, or it has no window of three frames.
         """
         store = open_store(self.data_dir, self.game, split)
         there, here = store.manifest.num_actions, self.env.num_actions
@@ -64,6 +64,11 @@ class Context:
             raise UsageError(
                 f"The {split} frames of {self.game} in {self.data_dir} have {there} actions, but the environment has "
                 f"{here}: import them under another name."
+            )
+        if len(store.video().windows()) == 0:
+            raise UsageError(
+                f"The {split} frames of {self.game} in {self.data_dir} contain no episode of three frames, the least "
+                "that training needs: import longer episodes."
             )
         return store
 

@@ -17,11 +17,11 @@ def gae(rewards: Tensor, values: Tensor, first: Tensor, *, gamma: float, lam: fl
     Returns:
         advantages (T, N) and returns (T, N) = advantages + values[:-1].
     """
-    goes_on = (~first[1:]).to(values.dtype)
-    deltas = rewards + gamma * values[1:] * goes_on - values[:-1]
+    continues = (~first[1:]).to(values.dtype)
+    deltas = rewards + gamma * values[1:] * continues - values[:-1]
     advantages = torch.empty_like(rewards)
     running = torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
-        running = deltas[t] + gamma * lam * goes_on[t] * running
+        running = deltas[t] + gamma * lam * continues[t] * running
         advantages[t] = running
     return advantages, advantages + values[:-1]

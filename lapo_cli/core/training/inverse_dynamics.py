@@ -14,7 +14,7 @@ from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import build_supervised_idm
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import CHUNK, gathered
+from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
 from lapo_cli.core.training.probe import split_by_episode
 from lapo_cli.core.training.stage import stage_seed
@@ -58,7 +58,7 @@ def train_inverse_dynamics(
         loop.record({"losses/actions": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == steps:
             latest = {"val/accuracy": _accuracy(ctx, idm, held_out)}
-            loop.measure(step, latest)
+            loop.log(step, latest)
     idm.requires_grad_(False)
     return idm, {"steps": steps, **(latest or {"val/accuracy": _accuracy(ctx, idm, held_out)})}
 
@@ -71,7 +71,7 @@ def action_probabilities(
     loader = FrameLoader(store.video(), ctx.compute.device, resident=False)
     found = []
     with ctx.progress.task(ctx.title("actions of all frames"), len(windows), "frame") as task:
-        for number, batch in enumerate(gathered(loader, windows), 1):
+        for number, batch in enumerate(gather_batches(loader, windows), 1):
             with ctx.compute.autocast():
                 logits = idm.infer(normalize(batch, idm.size))
             found.append(logits.float().softmax(1).to(torch.float16).cpu())

@@ -33,7 +33,7 @@ def latent_actions(ctx: Context, idm: InverseDynamicsModel, windows: Iterable[Te
         yield z
 
 
-def gathered(loader: FrameLoader, windows: NDArray[np.int64]) -> Iterator[Tensor]:
+def gather_batches(loader: FrameLoader, windows: NDArray[np.int64]) -> Iterator[Tensor]:
     """The windows around centres (W,) in batches (B, 3, H, W, 3) uint8 on the loader's device."""
     for start in range(0, len(windows), CHUNK):
         yield loader.gather(windows[start : start + CHUNK])
@@ -44,7 +44,7 @@ def labelled_pairs(
 ) -> tuple[Tensor, Tensor]:
     """z (P, la_dim) float32 and true actions (P,) int64 of labelled windows of a store, on the device."""
     assert store.actions is not None
-    latents = torch.cat([z.float() for z in latent_actions(ctx, idm, gathered(loader, windows))])
+    latents = torch.cat([z.float() for z in latent_actions(ctx, idm, gather_batches(loader, windows))])
     actions = torch.from_numpy(store.actions[windows].astype(np.int64)).to(ctx.compute.device)
     return latents, actions
 

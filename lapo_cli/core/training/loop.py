@@ -111,8 +111,8 @@ class TrainingLoop:
         """Note scalar tensors of the present update."""
         self._pending.append({name: value.detach() for name, value in values.items()})
 
-    def measure(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers measured after update ``step``, and show them beside the bar."""
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers of update ``step``, and show them beside the bar."""
         self.metrics.write((step + 1) * self._scale, values)
         self._shown.update({name: value for name, value in values.items() if name in self._shown})
 
@@ -155,7 +155,7 @@ class TrainingLoop:
                 )
             means[name] = values.mean().item()
         self._pending.clear()
-        self.measure(step, means)
+        self.log(step, means)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a stage: ``metrics.jsonl`` always, TensorBoard beside it, Weights & Biases when asked for."""
+"""Metrics of a stage: ``metrics.jsonl`` always, TensorBoard beside it, Weights & Biases on request."""
 
 import json
 import math
@@ -19,7 +19,7 @@ class MetricsLog:
     """Appends numbers under a step; lines past ``resume_at``, written before a kill, are dropped first.
 
     Raises:
-        UsageError: Weights & Biases was asked for and is not installed.
+        UsageError: Weights & Biases was requested and is not installed.
     """
 
     def __init__(self, folder: Path, ctx: Context, resume_at: int) -> None:

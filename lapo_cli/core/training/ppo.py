@@ -27,10 +27,10 @@ class Rollout:
         values: (T + 1, N) float32; the last row bootstraps.
         rewards: (T, N) float32, normalized.
         first: (T + 1, N) bool, whether frame t begins an episode.
-        frames: (T + 1, N, H, W, 3) uint8, or None unless they were asked for.
+        frames: (T + 1, N, H, W, 3) uint8, or None where they were not requested.
         returns: of the episodes that ended in this rollout, as the game counts them.
         lengths: steps of those episodes.
-        all_ended: whether every environment has ended an episode by now; until then short ones are over-represented.
+        all_ended: whether every environment has ended an episode so far; until then short ones are over-represented.
     """
 
     encoded: tuple[Tensor, ...]
@@ -86,7 +86,7 @@ class PPO:
     The environments step in ``env_groups`` parts: while one steps in its own threads, the network serves the next.
 
     Args:
-        agent: who acts, on ``device``.
+        agent: the policy, on ``device``.
         groups: what of it is trained, and how fast.
         env: where it acts.
         config: length and constants.
@@ -203,11 +203,11 @@ class PPO:
                 if epoch == ppo.epochs - 1:
                     logged.append(metrics)
         means = {name: torch.stack([m[name] for m in logged]).mean() for name in logged[0]}
-        unexplained = (returns - rollout.values[:-1]).var() / returns.var().clamp(min=1e-8)
-        return {**means, "losses/explained_variance": 1 - unexplained}
+        residual_variance = (returns - rollout.values[:-1]).var() / returns.var().clamp(min=1e-8)
+        return {**means, "losses/explained_variance": 1 - residual_variance}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that acting and learning go on from, with the environments' states where they can be saved."""
+        """Everything that a resumed training needs, with the environments' states where they can be saved."""
         return {
             "agent": self.agent.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -253,7 +253,7 @@ def ppo_loss(
     returns: Tensor,
     config: PPOConfig,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, and what there is to log.
+    """Clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, and metrics to log.
 
     Advantages are normalized over the minibatch. All arguments are (B,), logits (B, num_actions).
     """

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -52,24 +53,24 @@ class PPOLoop:
             )
 
     def updates(self, *, keep_frames: Callable[[int], bool] | None = None) -> Iterator[tuple[int, Rollout]]:
-        """After each update its number, from 1, and the rollout it was made on; frees the environments at the end.
+        """After each update its number, from 1, and its rollout; frees the environments, however it ends.
 
         Args:
             keep_frames: whether the rollout after so many environment steps should hold its frames; by default none.
         """
-        for update in self._loop:
-            rollout = self._ppo.collect(keep_frames=keep_frames is not None and keep_frames(self._ppo.env_steps))
-            self._loop.record(self._ppo.update(rollout))
-            yield update + 1, rollout
-            self._episodes.add(rollout.returns)
-            if rollout.all_ended:
-                lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
-                returns = {"charts/episodic_return": float(np.mean(self._episodes.recent))}
-                self._loop.measure(update, {**returns, **lengths})
-        self._ppo.close()
+        with closing(self._ppo):
+            for update in self._loop:
+                rollout = self._ppo.collect(keep_frames=keep_frames is not None and keep_frames(self._ppo.env_steps))
+                self._loop.record(self._ppo.update(rollout))
+                yield update + 1, rollout
+                self._episodes.add(rollout.returns)
+                if rollout.all_ended:
+                    lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
+                    returns = {"charts/episodic_return": float(np.mean(self._episodes.recent))}
+                    self._loop.log(update, {**returns, **lengths})
 
     def results(self) -> dict[str, Any]:
-        """Numbers worth reporting."""
+        """The results of the stage."""
         recent = self._episodes.recent
         return {
             "env_steps": self._ppo.env_steps,

@@ -20,7 +20,7 @@ def split_by_episode(
     Args:
         windows: centres (W,), ascending.
         episode_starts: (N,), of the store.
-        most: windows a set.
+        most: windows per set.
         seed: of the choice.
     """
     rng = np.random.default_rng(seed)

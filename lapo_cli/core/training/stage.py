@@ -1,11 +1,10 @@
-"""Stages: what each one says of itself, and what all of them do around their work.
+"""Stages: the descriptor of each one, and what all of them do around their work.
 
 A stage is one file that ends in ``STAGES.register(Stage(...))``. The chain of ``run-all``, what ``evaluate`` plays,
 tables, legends and the network that a weights file needs all derive from these descriptors.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from lapo_cli.core.registry import Registry
 from lapo_cli.core.run_dir import StageDir, fingerprint
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import training_windows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class StageResult:
     """How a stage ended.
 
     Attributes:
-        results: numbers worth reporting, JSON-like.
+        results: what :attr:`Stage.run` returned, JSON-like.
         skipped: it was done before, with the same configuration and inputs.
     """
 
@@ -61,17 +61,17 @@ class TrainedPolicy:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage says of itself.
+    """The descriptor of a stage.
 
     Attributes:
         name: of its folder.
         label: as progress, tables and legends call it.
-        run: the work: makes what it makes in the stage's folder, and returns numbers worth reporting.
+        run: does the work in the stage's folder, and returns its results, JSON-like.
         command: how to run it by hand; ``{game}``, ``{run_dir}`` and ``{seed_dir}`` are filled in.
         sections: the parts of the configuration that its outcome depends on.
         requires: earlier stages whose outputs it uses.
         reads: stores that it uses.
-        applicable: why it cannot be run on what there is, or None; ``run-all`` then leaves it out.
+        applicable: why it cannot be run on this game and data, or None; ``run-all`` then leaves it out.
         policies: the policies that a finished stage offers to ``evaluate``.
         build_agent: the network, untrained, of a weights file with this header; None if the stage makes no agent.
         in_chain: whether ``run-all`` includes it: always, only with ``--baselines``, or never.
@@ -102,9 +102,10 @@ class Stage:
 class _Stages(Registry[Stage]):
     def register(self, item: Stage) -> Stage:
         """See :meth:`Registry.register`; the section of a stage is known from then on."""
+        super().register(item)
         if item.config is not None:
             PLUGIN_SECTIONS[item.name] = item.config
-        return super().register(item)
+        return item
 
     def values(self) -> list[Stage]:
         """All stages in their order."""
@@ -121,8 +122,13 @@ def needs_environment(ctx: Context) -> str | None:
 
 def needs_actions(ctx: Context) -> str | None:
     """Why a stage that needs true actions cannot be run, for :attr:`Stage.applicable`."""
-    if ctx.open_store("train").actions is None:
-        return f"the frames of {ctx.game} have no true actions"
+    train, test = ctx.open_store("train"), ctx.open_store("test")
+    for store, windows in (
+        (train, training_windows(train.video(), ctx.config.data.max_frames)),
+        (test, test.video().windows()),
+    ):
+        if len(store.labelled(windows)) == 0:
+            return f"the {store.manifest.split} frames of {ctx.game} have no true actions"
     return None
 
 
@@ -132,7 +138,7 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
     Raises:
         MissingInputError: an earlier stage is not finished, or a store is not there.
     """
-    config = json.loads(ctx.config.model_dump_json())
+    config = ctx.config.model_dump(mode="json")
     own = () if stage.config is None else (f"plugins.{stage.name}",)
     inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
     inputs |= {split: ctx.open_store(split).manifest.fingerprint for split in stage.reads}
@@ -173,7 +179,7 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
     with ctx.seed_dir.lock():
         key = stage_key(ctx, stage)
         if ctx.config.precision == "auto" and not ctx.fresh:
-            begun = folder.begun()
+            begun = folder.try_read_config()
             same = {**key, "precision": begun.get("precision")}
             if begun.get("key") == fingerprint(same):
                 ctx, key = ctx.with_precision(same["precision"]), same

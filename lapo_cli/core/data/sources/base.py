@@ -1,4 +1,4 @@
-"""What a source of demonstrations is: something that looks at a location, says what it holds, and makes stores of it.
+"""What a source of demonstrations is: it inspects a location, reports what it holds, and makes stores of it.
 
 A source is one file: a subclass of :class:`Source`, its :class:`Importer`, and ``SOURCES.register(...)``. An importer
 writes a store with :class:`~lapo_cli.core.data.store_writer.StoreWriter`.
@@ -51,7 +51,7 @@ class Importer(ABC):
 
         Raises:
             DownloadError: they cannot be fetched.
-            DiskFullError: there is no room for them.
+            DiskFullError: there is not enough disk space.
         """
         return self
 
@@ -69,7 +69,8 @@ class Importer(ABC):
 
         Raises:
             CorruptDataError: the demonstrations are damaged.
-            DiskFullError: there is no room.
+            DiskFullError: there is not enough disk space.
+            BusyError: another process makes the same store.
         """
 
 

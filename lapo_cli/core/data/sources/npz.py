@@ -4,9 +4,9 @@ A chunk of N frames holds ``obs`` (N, H, W, 3) uint8, ``ta`` (N,) integer, the a
 bool, ``rewards`` (N,) float; its other arrays are ignored. Data of one's own may leave out ``ta``. The published chunks
 have N = 32,768 in ``train`` and 4,096 in ``test``; any N is accepted here.
 
-The documents do not say which side of an episode's end ``done`` marks. In the research code's PPO it is the first
-frame of the new episode; were it the last of the old one, the break would lie one frame later. Both are stored as
-breaks, which costs one window an episode; the returns of episodes are those between two of ``done``. Chunks do not
+Its documentation does not specify which side of an episode's end ``done`` marks. In the research code's PPO it is the
+first frame of the new episode; were it the last of the old one, the break would lie one frame later. Both are stored as
+breaks, which costs one window per episode; the returns of episodes are those between two of ``done``. Chunks do not
 continue one another, so every chunk starts with a break.
 
 Frames are streamed from the archive into the store a few megabytes at a time, two chunks side by side because
@@ -36,9 +36,9 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, MissingInputError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, shortened
 from lapo_cli.core.files import disk_full_as_error
-from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.progress import Progress
 
 _PIECE_BYTES = 12 * 2**20
 _READERS = 2
@@ -86,7 +86,7 @@ class Chunk:
 
         Raises:
             CorruptDataError: on opening, or inside the block, the archive turned out damaged.
-            DiskFullError: no room for the unpacked chunk.
+            DiskFullError: there is not enough disk space for the unpacked chunk.
         """
         try:
             if self.member is None:
@@ -147,11 +147,11 @@ def find_chunks(source: Path, game: str) -> dict[Split, list[Chunk]]:
 
 def _require_all(numbers: list[int], source: Path, folder: str) -> None:
     """Refuse numbers of chunks, ascending, that do not go from 0 up without a gap."""
-    lacking = numbers[-1] + 1 - len(numbers)
-    if lacking:
+    missing = numbers[-1] + 1 - len(numbers)
+    if missing:
         there = set(numbers)
         first = itertools.islice((number for number in range(numbers[-1]) if number not in there), 5)
-        more = f" and {lacking - 5:,} more" if lacking > 5 else ""
+        more = f" and {missing - 5:,} more" if missing > 5 else ""
         raise CorruptDataError(
             f"{source} lacks {', '.join(f'{number}.npz' for number in first)}{more} in {folder}: get the set again."
         )
@@ -215,7 +215,7 @@ class ChunkImporter(Importer):
 
     @cached_property
     def num_actions(self) -> int | None:
-        """How many actions there are: as the game says or, for data of one's own, as many as occur in any chunk."""
+        """How many actions there are: as the game defines or, for data of one's own, as many as occur in any chunk."""
         if self.game in ENVIRONMENTS:
             return ENVIRONMENTS.get(self.game).num_actions
         largest = -1
@@ -235,29 +235,6 @@ class ChunkImporter(Importer):
             self.scratch.mkdir(parents=True, exist_ok=True)
         with chunk.open(self.scratch) as npz:
             yield npz
-
-
-def import_chunks(
-    source: Path,
-    data_dir: Path,
-    game: str,
-    split: Split,
-    *,
-    max_frames: int | None = None,
-    progress: Progress | None = None,
-) -> Manifest:
-    """Make the store of a game and split from npz chunks in a folder or zip file.
-
-    Raises:
-        MissingInputError: there are none.
-        UsageError: ``max_frames`` leaves no window of three frames.
-        CorruptDataError: a chunk is missing or damaged, or an array of it not of the type, shape or range above.
-        DiskFullError, DownloadError: as in :class:`StoreWriter`.
-    """
-    importer = NpzSource().open(game, str(source), data_dir)
-    if not isinstance(importer, ChunkImporter) or split not in importer.chunks:
-        raise MissingInputError(f"{source} holds no {split} chunks of {game}: check the path.")
-    return importer.store(split, data_dir, max_frames, progress or Silent())
 
 
 def chunks_source(location: str, max_frames: int | None) -> str:
@@ -325,11 +302,11 @@ def _open_obs(chunk: Chunk, npz: zipfile.ZipFile) -> Iterator[tuple[IO[bytes], H
 
 
 def _column(chunk: Chunk, npz: zipfile.ZipFile, name: str, kinds: str, num_frames: int | None = None) -> NDArray[Any]:
-    """An array with one entry a frame, of one of the ``kinds`` of dtype."""
+    """An array with one entry per frame, of one of the ``kinds`` of dtype."""
     with chunk.array(npz, name) as (_, header):
         if len(header.shape) != 1 or (num_frames is not None and header.shape != (num_frames,)):
-            expected = "one entry a frame" if num_frames is None else f"({num_frames},), one entry a frame,"
-            raise _wrong(chunk, name, f"shape {str(header.shape)[:100]}", expected)
+            expected = "one entry per frame" if num_frames is None else f"({num_frames},), one entry per frame,"
+            raise _wrong(chunk, name, f"shape {shortened(str(header.shape))}", expected)
         if header.dtype.kind not in kinds:
             raise _wrong(chunk, name, str(header.dtype), {"iu": "integers", "b": "bool", "f": "finite float32"}[kinds])
         return header.read()
@@ -352,7 +329,7 @@ def _safe_names(source: Path) -> list[str]:
     """Names of the members of a zip file.
 
     Nothing is ever unpacked under these names; an archive with such names is refused all the same, because it is not
-    what it says it is.
+    what it claims to be.
     """
     try:
         with zipfile.ZipFile(source) as archive:
@@ -363,7 +340,7 @@ def _safe_names(source: Path) -> list[str]:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
             raise CorruptDataError(
-                f"{source} holds a file named {name[:100]!r}, which leads out of it: it is not used."
+                f"{source} holds a file named '{shortened(name)}', which leads out of it: it is not used."
             )
     return names
 

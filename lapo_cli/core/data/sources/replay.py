@@ -15,7 +15,7 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
+from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, one_line
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.progress import Progress, Silent
 
@@ -70,7 +70,7 @@ def verify(log: ReplayLog, path: Path, progress: Progress | None = None) -> list
     Args:
         log: what to play.
         path: its file, for messages.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Returns:
         The returns of the complete episodes in it, environment after environment.
@@ -98,15 +98,15 @@ def import_replay(
         data_dir: where the store goes.
         split: what it becomes.
         max_frames: play so many steps that there are at most so many frames.
-        progress: told the frames played.
+        progress: reports the frames played.
 
     Raises:
         MissingInputError: there is no such file.
         UsageError: ``max_frames`` leaves no window of three frames to any environment, or the log's environment is
             not registered.
         CorruptDataError: the log is damaged or does not replay here; nothing is stored then.
-        EnvironmentUnavailableError, DiskFullError, DownloadError: the environment cannot run here, there is no room,
-            or another process makes the same store.
+        EnvironmentUnavailableError: the environment cannot run here.
+        DiskFullError, BusyError: as in :class:`StoreWriter`.
     """
     log = read_log(path)
     num_steps = steps_within(log, max_frames)
@@ -137,7 +137,7 @@ def open_envs(log: ReplayLog, path: Path, num_envs: int | None = None) -> Iterat
         env = ENVIRONMENTS.get(log.game).make_envs(num_envs or log.num_envs, log.rand_seed, **options)
     except (TypeError, ValueError) as error:
         raise CorruptDataError(
-            f"The environments of {path} cannot be made ({str(error)[:200]}): get it again."
+            f"The environments of {path} cannot be made ({one_line(str(error), 200)}): get it again."
         ) from error
     try:
         yield env

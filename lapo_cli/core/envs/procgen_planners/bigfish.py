@@ -1,4 +1,4 @@
-"""BigFish: fish swim straight, so the bot foresees every meeting on each of some thousand courses.
+"""BigFish: fish swim straight, so the bot predicts every collision on each of some thousand courses.
 
 A course pushes in one direction after another. It gains by fish no larger than the bot, the sooner the better, and
 loses by larger ones, also by close shaves with them, and by lingering at the sides, where new fish come in.
@@ -81,7 +81,7 @@ def _best_action(state: GameState) -> int:
 
 def _first_meeting(fish: NDArray[np.void], player: np.void, x: Floats, y: Floats, margin: float) -> NDArray[np.int64]:
     """(courses across, courses up): the step at which the bot meets any of the fish, _END where it does not."""
-    meetings = np.full((len(x), len(y)), 1 << _END)  # a bit a step
+    meetings = np.full((len(x), len(y)), 1 << _END)  # one bit per step
     for one in fish:
         swims = one["x"] + one["vx"] * np.arange(1, _END + 1)
         across = (np.abs(x - swims) < one["rx"] + player["rx"] + margin) @ _BITS

@@ -1,4 +1,4 @@
-"""CaveFlyer: the way to the green ship is searched in a copy of the flight's physics, clear of all other ships."""
+"""CaveFlyer: searches the path to the green ship in a copy of the flight's physics, clear of all other ships."""
 
 import numpy as np
 

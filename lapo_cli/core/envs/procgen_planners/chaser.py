@@ -39,7 +39,7 @@ class _Maze:
         number: number of each cell.
         exits: for each cell the edges out of it, as (next cell, edge).
         end: for each edge the cell it leads to.
-        onward: (edges, 3) the edges an enemy may go on to, never straight back; -1 where there are fewer.
+        onward: (edges, 3) the edges an enemy may continue on, never straight back; -1 where there are fewer.
         clash: two (edges, edges) matrices: 1 where the agent, taking the first edge, is caught by an enemy that reaches
             the end of the second at the same time, or the middle of it.
     """

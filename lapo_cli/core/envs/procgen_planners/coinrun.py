@@ -1,4 +1,4 @@
-"""CoinRun: the way to the coin is searched in a copy of the runner's physics, over saws and lava, on and off crates."""
+"""CoinRun: searches the path to the coin in a copy of the runner's physics, over saws and lava, on and off crates."""
 
 import numpy as np
 

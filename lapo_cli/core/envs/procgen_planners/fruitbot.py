@@ -1,6 +1,6 @@
 """FruitBot: the robot is carried upwards, so a plan is a path sideways through all that can be seen above it.
 
-Paths grow a move at a time; of those that come to about the same place and speed the best goes on. A path gains by
+Paths grow a move at a time; of those that come to about the same place and speed the best is kept. A path gains by
 fruit and by two presents touched at once, loses by other food and by steering, and as good as ends at walls.
 """
 

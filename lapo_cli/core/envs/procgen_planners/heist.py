@@ -1,4 +1,4 @@
-"""Heist: plans the shortest way to the gem through the cells, fetching on the way the keys of the locks it must pass.
+"""Heist: plans the shortest path to the gem through the cells, fetching on the way the keys of the locks it must pass.
 
 It steers ahead into a turn: while a wall is at its side it already pushes towards the opening, and slides along it.
 """

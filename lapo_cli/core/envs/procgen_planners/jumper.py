@@ -1,4 +1,4 @@
-"""Jumper: the way to the carrot is searched in a copy of the bunny's physics, double jumps and spikes included."""
+"""Jumper: searches the path to the carrot in a copy of the bunny's physics, double jumps and spikes included."""
 
 import struct
 

@@ -17,7 +17,7 @@ from lapo_cli.core.envs.procgen_planners.planner import Bot
 from lapo_cli.core.envs.procgen_planners.state import GameState
 
 _LOG, _WATER, _CAR, _FINISH = 1, 3, 4, 5
-_HOP = (0.4, 0.3, 0.2, 0.1, 0.0)  # cells a step: a hop is one cell long, and only at its end another may begin
+_HOP = (0.4, 0.3, 0.2, 0.1, 0.0)  # cells per step: a hop is one cell long, and only at its end another may begin
 _RADIUS = 0.4
 _CAR_REACH = (0.9, 0.65)  # distances at which a car runs over the frog
 _LOG_REACH = 0.45  # distance up to which it stands on a log
@@ -104,7 +104,7 @@ def _holds(scene: _Scene, frog: _Frog, plan: deque[tuple[int, int]]) -> bool:
 
 
 def _search(scene: _Scene, start: _Frog, goal: int) -> deque[tuple[int, int]]:
-    """The moves of the quickest way to the goal's row; where none is found, the first few of the longest that lives."""
+    """The moves of the quickest path to the goal's row; if there is none, the first few of the longest that lives."""
     queue = [(len(_HOP) * (goal - start.row), 0, start)]
     came: dict[_Frog, tuple[_Frog, tuple[int, int]] | None] = {start: None}
     seen = set()

@@ -1,4 +1,4 @@
-"""Maze: walks the shortest way to the cheese, a cell a step."""
+"""Maze: walks the shortest path to the cheese, one cell per step."""
 
 import numpy as np
 

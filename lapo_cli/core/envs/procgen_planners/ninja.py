@@ -1,4 +1,4 @@
-"""Ninja: the way to the mushroom is searched in a copy of the ninja's physics, over fire and around bombs.
+"""Ninja: searches the path to the mushroom in a copy of the ninja's physics, over fire and around bombs.
 
 Where bombs leave no way, a star is thrown at one from a safe distance.
 """
@@ -63,7 +63,7 @@ class _Level(Level):
         keys: Ints = super().keys(bodies, steps) * 2 + bodies[4].astype(np.int64)
         return keys
 
-    def retreats(self, bodies: Floats) -> Bools:
+    def fallbacks(self, bodies: Floats) -> Bools:
         if self._thrown:
             return np.arange(bodies.shape[1]) < 1
         x, y, vx = bodies[:3]
@@ -72,7 +72,7 @@ class _Level(Level):
         aims[stands] = self._aims(x[stands], y[stands], np.where(vx[stands] < 0, -1, 1)).any(1)
         return aims if aims.any() else stands
 
-    def impasse(self, state: GameState) -> int:
+    def fallback_action(self, state: GameState) -> int:
         if self._thrown:
             return NOOP
         ahead = -1 if state.player["reflected"] else 1

@@ -1,4 +1,4 @@
-"""Plunder: ships sail in straight lines and cannon balls fly straight up, so every shot's victim can be foretold.
+"""Plunder: ships sail in straight lines and cannon balls fly straight up, so what every shot hits can be predicted.
 
 The bot sails to where it can soonest fire a shot that hits a wanted ship, well inside its hull and clear of all
 others, fires and looks for the next; while there is none it waits.

@@ -1,6 +1,6 @@
-"""What Procgen's saved states say: the entities, the grid of cells and the counters of one environment.
+"""The content of Procgen's saved states: the entities, the grid of cells and the counters of one environment.
 
-Positions are in cells, y upwards, velocities in cells a step. The layout is that of ``Game::serialize``,
+Positions are in cells, y upwards, velocities in cells per step. The layout is that of ``Game::serialize``,
 ``BasicAbstractGame::serialize`` and ``Entity::serialize`` of Procgen 0.10, little-endian words of four bytes.
 """
 
@@ -99,5 +99,5 @@ def _skip_text(state: bytes, at: int) -> int:
 
 
 def _skip_random(state: bytes, at: int) -> int:
-    """Behind a random generator: whether it is seeded, and its state as text."""
+    """The position after a random generator: whether it is seeded, and its state as text."""
     return _skip_text(state, at + 4)

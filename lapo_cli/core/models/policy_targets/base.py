@@ -10,7 +10,7 @@ class PolicyTarget(nn.Module, ABC):
 
     Args:
         num_outputs: numbers that the policy predicts for a frame.
-        la_dim: numbers a latent action.
+        la_dim: size of a latent action.
     """
 
     def __init__(self, num_outputs: int, la_dim: int) -> None:

@@ -27,7 +27,7 @@ class Quantizer(nn.Module, ABC):
     """Maps latent actions z to z_q, through which the world model sees them.
 
     Attributes:
-        la_dim: numbers a latent action.
+        la_dim: size of a latent action.
         num_codes: codes of all codebooks together; 0 for a quantizer without codes.
     """
 

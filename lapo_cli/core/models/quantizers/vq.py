@@ -19,9 +19,9 @@ class VectorQuantizer(Quantizer):
 
     Args:
         codebooks: number of codebooks (2).
-        codes: embeddings a codebook (64).
-        dim: numbers an embedding (16).
-        positions: latents a codebook quantizes (4).
+        codes: embeddings per codebook (64).
+        dim: size of an embedding (16).
+        positions: latents per codebook (4).
         decay: of the moving averages (0.999).
         commitment: weight of mse(z, stopgrad(z_q)) (0.05).
         revive_below: a code whose moving share of the batch falls under this fraction of an even share is moved
@@ -120,9 +120,9 @@ class VQConfig(QuantizerConfig):
 
     kind: Literal["vq"] = Field("vq", description="Which quantizer of latent actions.")
     codebooks: int = Field(2, ge=1, le=64, description="Codebooks of the quantizer.")
-    codes: int = Field(64, ge=2, le=4096, description="Embeddings a codebook.")
-    code_dim: int = Field(16, ge=1, le=256, description="Numbers an embedding.")
-    positions: int = Field(4, ge=1, le=64, description="Discrete latents a codebook quantizes.")
+    codes: int = Field(64, ge=2, le=4096, description="Embeddings per codebook.")
+    code_dim: int = Field(16, ge=1, le=256, description="Size of an embedding.")
+    positions: int = Field(4, ge=1, le=64, description="Discrete latents per codebook.")
     ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the codebooks' moving averages.")
     commitment: float = Field(0.05, ge=0, description="Weight of mse(z, stopgrad(z_q)).")
     revive_below: float = Field(
@@ -131,7 +131,7 @@ class VQConfig(QuantizerConfig):
 
     @property
     def la_dim(self) -> int:
-        """Numbers a latent action: codebooks * positions * code_dim."""
+        """Size of a latent action: codebooks * positions * code_dim."""
         return self.codebooks * self.positions * self.code_dim
 
     def build(self) -> VectorQuantizer:
