@@ -25,7 +25,7 @@ from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import LatentAgent, ScratchAgent
 from lapo_cli.core.training.checkpoints import load_idm, load_policy
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import latent_labels, training_windows
+from lapo_cli.core.training.latent_labels import latent_labels
 from lapo_cli.core.training.ppo import PPO, RewardScaler, Rollout
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from tests.core.tiny_config import TINY, run
@@ -225,7 +225,7 @@ def test_the_decoder_learns_and_is_frozen_again() -> None:
 
 def test_stage_2_labels_are_the_latent_actions_of_each_window(trained: Context) -> None:
     video = open_store(trained.data_dir, "maze", "train").video()
-    windows = training_windows(video, 2048)
+    windows = video.windows(2048)
     idm = load_idm(trained)
     labels = latent_labels(trained, idm, "test of labels", video, windows)
     assert labels.shape == (len(windows), trained.config.model.quantizer.la_dim)

@@ -15,7 +15,6 @@ from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
 from lapo_cli.core.training.checkpoints import build_idm, build_world_model, load_idm, load_policy
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import training_windows
 from lapo_cli.core.training.stage import STAGES, run_stage, stage_seed
 from tests.core.tiny_config import TINY
 from tests.reference.plain_models import (
@@ -46,7 +45,7 @@ def ctx(tmp_path_factory: pytest.TempPathFactory) -> Context:
 
 
 def _batches(ctx: Context, video: Video, purpose: str) -> Callable[[int], torch.Tensor]:
-    sampler = BatchSampler(training_windows(video, 2048), 16, stage_seed(ctx, purpose))
+    sampler = BatchSampler(video.windows(2048), 16, stage_seed(ctx, purpose))
     return lambda step: torch.from_numpy(video.frames[sampler.indices(step)[:, None] + np.array([-1, 0, 1])])
 
 

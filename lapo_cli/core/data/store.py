@@ -119,9 +119,9 @@ class Video:
     episode_starts: NDArray[np.bool_]
     fingerprint: str
 
-    def windows(self) -> NDArray[np.int64]:
-        """Centres t, ascending, (W,) int64, of all windows (t-1, t, t+1) that lie within one episode."""
-        starts = self.episode_starts
+    def windows(self, max_frames: int | None = None) -> NDArray[np.int64]:
+        """Centres t, ascending, (W,) int64, of all windows (t-1, t, t+1) within one episode and ``max_frames``."""
+        starts = self.episode_starts[:max_frames]
         return np.flatnonzero(~(starts[1:-1] | starts[2:])).astype(np.int64) + 1
 
 

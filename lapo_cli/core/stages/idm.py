@@ -16,7 +16,7 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, build_idm, build_world_model, header
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs, training_windows
+from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
@@ -80,9 +80,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         {"idm": idm, "world_model": world_model, "optimizer": optimizer},
         show=("losses/world_model", "quantizer/perplexity", "probe/accuracy"),
     )
-    sampler = BatchSampler(
-        training_windows(video, ctx.config.data.max_frames), config.batch_size, stage_seed(ctx, "windows")
-    )
+    sampler = BatchSampler(video.windows(ctx.config.data.max_frames), config.batch_size, stage_seed(ctx, "windows"))
     batches = FrameLoader(video, compute.device).batches(sampler, loop.start, config.steps - loop.start)
     latest: dict[str, float] = {}
     for step in loop:

@@ -12,7 +12,7 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import CHUNK, latent_labels, training_windows
+from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.stage import STAGES, Stage, output_fingerprint, stage_seed
 
@@ -25,7 +25,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config, model, compute = ctx.config.stage2, ctx.config.model, ctx.compute
     train, held_out = ctx.open_store("train").video(), ctx.open_store("test").video()
     idm, idm_fingerprint = load_idm(ctx), output_fingerprint(ctx, IDM)
-    windows = training_windows(train, ctx.config.data.max_frames)
+    windows = train.windows(ctx.config.data.max_frames)
     labels = latent_labels(ctx, idm, idm_fingerprint, train, windows)
     test_windows = held_out.windows()[:_HELD_OUT_WINDOWS]
     test_labels = latent_labels(ctx, idm, idm_fingerprint, held_out, test_windows)

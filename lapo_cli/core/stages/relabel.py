@@ -23,7 +23,6 @@ from lapo_cli.core.training.latent_labels import (
     labelled_frames,
     labelled_pairs,
     latent_labels,
-    training_windows,
 )
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, output_fingerprint
 
@@ -35,7 +34,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     train, device = ctx.open_store("train"), ctx.compute.device
     order = labelled_frames(ctx, train)
     counts = label_counts(ctx, len(order))
-    windows = training_windows(train.video(), ctx.config.data.max_frames)
+    windows = train.video().windows(ctx.config.data.max_frames)
     idm = load_idm(ctx)
     latents = latent_labels(ctx, idm, output_fingerprint(ctx, IDM), train.video(), windows)
     loader = FrameLoader(train.video(), device, resident=False)

@@ -10,7 +10,7 @@ from lapo_cli.core.training.checkpoints import direct_agent_of
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import action_probabilities, train_inverse_dynamics
-from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, training_windows
+from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, stage_seed
 
 _NAME = "vpt"
@@ -20,7 +20,7 @@ _LABEL = "VPT (supervised relabelling)"
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     train = ctx.open_store("train")
     order = labelled_frames(ctx, train)
-    windows = training_windows(train.video(), ctx.config.data.max_frames)
+    windows = train.video().windows(ctx.config.data.max_frames)
 
     def targets(count: int) -> Targets:
         folder = StageDir(stage.path / f"idm-{count}")

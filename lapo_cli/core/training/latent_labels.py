@@ -49,15 +49,9 @@ def labelled_pairs(
     return latents, actions
 
 
-def training_windows(video: Video, max_frames: int) -> NDArray[np.int64]:
-    """Centres of the windows within the first ``max_frames`` frames, ascending."""
-    windows = video.windows()
-    return windows[windows < max_frames - 1]
-
-
 def labelled_frames(ctx: Context, train: FrameStore) -> NDArray[np.int64]:
     """Centres of the labelled windows in the order in which labels are granted: N labels are those of the first N."""
-    windows = train.labelled(training_windows(train.video(), ctx.config.data.max_frames))
+    windows = train.labelled(train.video().windows(ctx.config.data.max_frames))
     order: NDArray[np.int64] = np.random.default_rng(stage_seed(ctx, "labelled frames")).permutation(windows)
     return order
 

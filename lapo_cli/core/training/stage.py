@@ -20,7 +20,6 @@ from lapo_cli.core.registry import Registry
 from lapo_cli.core.run_dir import StageDir, fingerprint
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import training_windows
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def needs_actions(ctx: Context) -> str | None:
     """Why a stage that needs true actions cannot be run, for :attr:`Stage.applicable`."""
     train, test = ctx.open_store("train"), ctx.open_store("test")
     for store, windows in (
-        (train, training_windows(train.video(), ctx.config.data.max_frames)),
+        (train, train.video().windows(ctx.config.data.max_frames)),
         (test, test.video().windows()),
     ):
         if len(store.labelled(windows)) == 0:
