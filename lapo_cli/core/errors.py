@@ -63,6 +63,10 @@ class EnvironmentUnavailableError(LapoError):
     """An environment cannot be made here: it has no such platform or package, or there is none for this data."""
 
 
+class BrokenEnvironmentError(LapoError):
+    """An environment that fails, or that gives something else than an environment has to give."""
+
+
 class TrainingDivergedError(LapoError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
 
@@ -74,17 +78,17 @@ class OutputError(LapoError):
 MESSAGE_LENGTH = 1000
 
 
-def one_line(text: str) -> str:
-    """``text`` on one line of at most :data:`MESSAGE_LENGTH` printable characters, shortened in the middle."""
-    if len(text) > 4 * MESSAGE_LENGTH:
-        text = f"{text[: 2 * MESSAGE_LENGTH]} … {text[-2 * MESSAGE_LENGTH :]}"
+def one_line(text: str, most: int = MESSAGE_LENGTH) -> str:
+    """``text`` on one line of at most ``most`` printable characters, shortened in the middle."""
+    if len(text) > 4 * most:
+        text = f"{text[: 2 * most]} … {text[-2 * most :]}"
     line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
-    if len(line) > MESSAGE_LENGTH:
-        half = MESSAGE_LENGTH // 2 - 2
+    if len(line) > most:
+        half = most // 2 - 2
         line = f"{line[:half]} … {line[-half:]}"
     return line
 
 
 def describe(error: BaseException) -> str:
-    """Type and message of an exception that is a defect of the tool, without a full stop."""
-    return f"{type(error).__name__}: {one_line(str(error))}".rstrip(".: ")
+    """Type and message of an exception that is not one of lapo's, without a full stop."""
+    return f"{type(error).__name__}: {one_line(str(error), 400)}".rstrip(".: ")

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from lapo_cli.core.errors import LapoError, UsageError
+from lapo_cli.core.errors import LapoError, UsageError, describe
 
 _LOADED: list[Path] = []
 
@@ -35,10 +35,9 @@ def load_plugin(file: Path) -> None:
         spec.loader.exec_module(module)
     except LapoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"The plugin {file} failed ({what}): correct it, or leave it out.") from error
+        raise UsageError(f"The plugin {file} failed ({describe(error)}): correct it, or leave it out.") from error
     _LOADED.append(file)
 
 

@@ -9,12 +9,16 @@ import importlib
 import importlib.metadata
 import operator
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from lapo_cli.core.errors import PluginError, UnknownNameError
+from lapo_cli.core.errors import PluginError, UnknownNameError, describe
 
 T = TypeVar("T")
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+"""What can be both a word of a command line and the name of a folder."""
 
 
 class Registry(Generic[T]):
@@ -39,9 +43,13 @@ class Registry(Generic[T]):
         """Add a thing under its name, and return it.
 
         Raises:
-            PluginError: another thing has that name.
+            PluginError: another thing has that name, or it cannot be a name.
         """
         name = self._name_of(item)
+        if not PLAIN_NAME.fullmatch(name):
+            raise PluginError(
+                f"'{name[:100]}' cannot be the name of a {self.what}: use letters, digits, '-', '_' and '.'."
+            )
         if self._items.setdefault(name, item) is not item:
             raise PluginError(f"There are two registrations of the {self.what} '{name}': rename one of them.")
         return item
@@ -87,8 +95,9 @@ class Registry(Generic[T]):
         for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
             if not module.ispkg:
                 importlib.import_module(f"{self._package}.{module.name}")
-        # A module that was imported before the first look-up has registered already.
-        self._items |= {name: item for name, item in plugged.items() if name not in self._items}
+        # Plugins, and modules that were imported before the first look-up and do not register again.
+        for item in plugged.values():
+            self.register(item)
         for entry_point in importlib.metadata.entry_points(group=self.group):
             self.register(self._from_entry_point(entry_point))
 
@@ -98,8 +107,8 @@ class Registry(Generic[T]):
             self._name_of(item)
         except Exception as error:
             owner = entry_point.dist.name if entry_point.dist else "an installed package"
-            what = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(
-                f"The {self.what} '{entry_point.name}' of {owner} cannot be loaded ({what}): repair or uninstall it."
+                f"The {self.what} '{entry_point.name}' of {owner} cannot be loaded ({describe(error)}): repair or "
+                "uninstall it."
             ) from error
         return item

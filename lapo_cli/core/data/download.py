@@ -1,6 +1,5 @@
 """Getting demonstrations of a game into the data folder, whatever their source: plan first, then carry it out."""
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from lapo_cli.core.data.store_writer import only_one
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError
 from lapo_cli.core.files import disk_full_as_error, free_space, require_free_space
 from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.registry import PLAIN_NAME
 
 DEFAULT_SOURCE = "drive"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def plan(
         MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
         DiskFullError: no room to look into the first chunk.
     """
-    if not _NAME.fullmatch(game):
+    if not PLAIN_NAME.fullmatch(game):
         raise UsageError(f"'{game[:100]}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'.")
     bounds: Bounds = {"train": max_frames, "test": None}
     importer = _open(game, source, None if location is None else str(location), data_dir)

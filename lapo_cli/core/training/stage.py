@@ -15,12 +15,13 @@ import torch
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import PLUGIN_SECTIONS, Section, section_of
-from lapo_cli.core.data.store import Split
+from lapo_cli.core.data.store import SPLITS, Split
 from lapo_cli.core.errors import UsageError
 from lapo_cli.core.registry import Registry
 from lapo_cli.core.run_dir import StageDir, fingerprint
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import training_windows
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,13 @@ def needs_environment(ctx: Context) -> str | None:
 
 def needs_actions(ctx: Context) -> str | None:
     """Why a stage that needs true actions cannot be run, for :attr:`Stage.applicable`."""
-    if ctx.open_store("train").actions is None:
-        return f"the frames of {ctx.game} have no true actions"
+    for split in SPLITS:
+        store = ctx.open_store(split)
+        if store.actions is None:
+            return f"the {split} frames of {ctx.game} have no true actions"
+        windows = training_windows(store.video(), ctx.config.data.max_frames if split == "train" else len(store.frames))
+        if len(store.labelled(windows)) == 0:
+            return f"the true action is not known for any {split} frame of {ctx.game}"
     return None
 
 
@@ -130,8 +136,12 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
     """All that the outcome depends on: sections of the configuration, precision, seed, and inputs by fingerprint.
 
     Raises:
+        UsageError: the stage does not apply to this data.
         MissingInputError: an earlier stage is not finished, or a store is not there.
     """
+    reason = stage.applicable(ctx)
+    if reason is not None:
+        raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
     config = json.loads(ctx.config.model_dump_json())
     own = () if stage.config is None else (f"plugins.{stage.name}",)
     inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
@@ -166,9 +176,6 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
         MissingInputError: an earlier stage is not finished, or data is not there.
         RunDirError: another process works on this game and seed.
     """
-    reason = stage.applicable(ctx)
-    if reason is not None:
-        raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
     folder = ctx.seed_dir.stage(stage.name)
     with ctx.seed_dir.lock():
         key = stage_key(ctx, stage)
