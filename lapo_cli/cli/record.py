@@ -38,7 +38,7 @@ def train_expert(
         from lapo_cli.core.run_dir import RunDir
 
         where = run_dir or Path("runs", f"{game}-expert-{preset}")
-        run = RunDir.create(where, config, preset, reconfigure=reconfigure)
+        run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         options = acting.options(wandb=logging.wandb)
         results = pipeline.run_stage(run, "expert", [run.seed_dir(game, seed)], options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))

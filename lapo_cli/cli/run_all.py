@@ -67,7 +67,7 @@ def run_all(
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
             here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
             return
-        run = RunDir.create(where, config, preset, reconfigure=reconfigure)
+        run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         summary = pipeline.run_all(run, names, numbers, options, here.progress)
         here.result({"run_dir": run.path, **summary.as_json()}, *summary_parts(summary, plain=here.plain))
         if summary.failures:

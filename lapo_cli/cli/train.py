@@ -41,7 +41,7 @@ def train_idm(
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = RunDir.create(run_dir or Path("runs", f"{game}-{preset}"), config, preset, reconfigure=reconfigure)
+        run = RunDir.prepare(run_dir or Path("runs", f"{game}-{preset}"), config, preset, reconfigure=reconfigure)
         options = execution.options(wandb=logging.wandb)
         _report(here, run, pipeline.run_stage(run, "idm", [run.seed_dir(game, seed)], options, here.progress))
 

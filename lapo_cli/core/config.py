@@ -292,6 +292,7 @@ class EvaluationConfig(Section):
 
     episodes: int = Field(256, ge=2, description="Episodes per policy.")
     num_envs: int = Field(128, ge=1, description="Most parallel environments.")
+    max_episode_steps: int = Field(100_000, ge=1, description="Environment steps after which an episode should end.")
 
 
 class Config(Section):

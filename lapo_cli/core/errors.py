@@ -61,6 +61,10 @@ class EnvironmentUnavailableError(LapoError):
     """An environment cannot be made here: it has no such platform or package, or there is none for this data."""
 
 
+class BrokenEnvironmentError(LapoError):
+    """An environment that fails, or that gives something else than an environment has to give."""
+
+
 class TrainingDivergedError(LapoError):
     """A loss became NaN or infinite; the last good checkpoint is kept."""
 
@@ -86,5 +90,5 @@ def shortened(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Type and message of an exception that is a defect of the tool, without a full stop."""
-    return f"{type(error).__name__}: {one_line(str(error))}".rstrip(".: ")
+    """Type and message of an exception that is not one of lapo's, without a full stop."""
+    return f"{type(error).__name__}: {one_line(str(error), 400)}".rstrip(".: ")

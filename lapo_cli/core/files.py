@@ -239,11 +239,20 @@ def parse_yaml(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MOST_YAML_DEPTH:
                 raise ValueError("it is nested too deeply")
-        value = yaml.safe_load(text)
+        value = _loaded_yaml(text)
     except yaml.YAMLError as error:
         raise ValueError(one_line(str(error), 200)) from error
     _require_ordinary(value)
     return value
+
+
+def _loaded_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except ValueError as error:  # What Python says of such a number is advice for programmers.
+        raise ValueError("it holds a number or a date that cannot be") from error
 
 
 def read_yaml(path: Path) -> Any:

@@ -3,16 +3,17 @@
 A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lapo_cli.core import files
-from lapo_cli.core.compute import resolve
+from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import section_of
 from lapo_cli.core.data.download import ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
-from lapo_cli.core.errors import LapoError, MissingInputError, describe, one_line
+from lapo_cli.core.errors import LapoError, MissingInputError, UsageError, describe, one_line
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.launchers.base import LAUNCHERS
@@ -22,7 +23,7 @@ from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import require_wandb
-from lapo_cli.core.training.stage import STAGES, Stage, StageResult
+from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,19 @@ class PlannedStage:
     state: str
 
 
-def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
+def _compute(run: RunDir, options: Options) -> Compute:
+    """What computes.
+
+    Raises:
+        UsageError: an option asks for what is not here.
+    """
     if options.wandb:
         require_wandb()
-    compute = resolve(options.device, run.config.precision)
+    return resolve(options.device, run.config.precision)
+
+
+def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
+    compute = _compute(run, options)
     return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
 
 
@@ -85,8 +95,12 @@ def run_stage(
         LapoError: it could not be finished.
     """
     stage = STAGES.get(name)
+    contexts = [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]
+    for ctx in contexts:
+        stages.stage_key(ctx, stage)  # What lacks its inputs is refused before anything is written.
+    run.save()
     results = []
-    for ctx in [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]:
+    for ctx in contexts:
         results.append(stages.run_stage(ctx, stage))
         figures.draw_learning_curve(results[-1].path)
     return results
@@ -96,9 +110,13 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
     """Evaluate every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
 
     Raises:
+        UsageError: there is no environment for any of it.
         MissingInputError: nothing there is finished.
     """
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    reasons = [needs_environment(ctx) for ctx in contexts]
+    if all(reasons):
+        raise UsageError(f"Nothing can be evaluated, since {reasons[0]}: give one that fits by --plugin FILE.")
     only = _stage_of(path, contexts)
     if all(len(candidates(ctx, only)) <= 1 for ctx in contexts):
         raise MissingInputError(
@@ -118,9 +136,10 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         LapoError: nothing could be started at all.
     """
     chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
-    resolve(options.device, run.config.precision)
+    _compute(run, options)
     SOURCES.get(run.config.data.source)
     LAUNCHERS.get(options.launcher)
+    run.save()
     with run.lock():
         failures = _launch(chains, options, progress)
         failed = {(failure.game, failure.seed) for failure in failures}
@@ -128,7 +147,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         kept = replace(options, fresh=False)
         done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
         finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
-        return _summarize(finished, failures, run.path, None)
+        return _summarize(finished, failures, run.path, None, _left_out(finished))
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
@@ -220,9 +239,18 @@ def _stage_of(path: Path, contexts: list[Context]) -> str | None:
     return None
 
 
-def _summarize(contexts: list[Context], failures: list[Failure], path: Path, only: str | None) -> Summary:
+def _left_out(contexts: list[Context]) -> list[str]:
+    """What could not be run on the data or the environment that there is, and why."""
+    reasons = [(ctx.game, stage.name, stage.applicable(ctx)) for ctx in contexts for stage in chain()]
+    return list(dict.fromkeys(f"{game}: {name} was left out, since {why}." for game, name, why in reasons if why))
+
+
+def _summarize(
+    contexts: list[Context], failures: list[Failure], path: Path, only: str | None, notes: Sequence[str] = ()
+) -> Summary:
     folder = path if path.is_dir() else path.parent
     summary = compare(contexts, failures, folder, only)
+    summary.notes.extend(notes)
     seed_dirs: dict[str, list[Path]] = {}
     for ctx in contexts:
         seed_dirs.setdefault(ctx.game, []).append(ctx.seed_dir.path)

@@ -9,12 +9,16 @@ import importlib
 import importlib.metadata
 import operator
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from lapo_cli.core.errors import PluginError, UnknownNameError, describe
+from lapo_cli.core.errors import PluginError, UnknownNameError, describe, shortened
 
 T = TypeVar("T")
+
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+"""What can be both a word of a command line and the name of a folder."""
 
 
 class Registry(Generic[T]):
@@ -43,10 +47,14 @@ class Registry(Generic[T]):
         """Add a thing under its name, and return it.
 
         Raises:
-            PluginError: another thing has that name, or an installed plugin cannot be loaded.
+            PluginError: another thing has that name, it cannot be a name, or an installed plugin cannot be loaded.
         """
         self._load()  # So that a plugin finds the names of the built-ins taken.
         name = self._name_of(item)
+        if not PLAIN_NAME.fullmatch(name):
+            raise PluginError(
+                f"'{shortened(name)}' cannot be the name of a {self.what}: use letters, digits, '-', '_' and '.'."
+            )
         if self._items.setdefault(name, item) is not item:
             raise PluginError(f"There are two registrations of the {self.what} '{name}': rename one of them.")
         return item

@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -307,15 +307,27 @@ class SeedDir:
 
 @dataclass(frozen=True)
 class RunDir:
-    """A run: one configuration, any games and seeds."""
+    """A run: one configuration, any games and seeds.
+
+    Attributes:
+        saved: whether ``run.yaml`` need not be written.
+    """
 
     path: Path
     config: Config
     preset: str
+    saved: bool = field(default=True, compare=False)
 
     @classmethod
     def create(cls, path: Path, config: Config, preset: str, *, reconfigure: bool = False) -> "RunDir":
-        """Make a run directory, or reopen one of the same configuration.
+        """:meth:`prepare` a run and :meth:`save` it."""
+        run = cls.prepare(path, config, preset, reconfigure=reconfigure)
+        run.save()
+        return run
+
+    @classmethod
+    def prepare(cls, path: Path, config: Config, preset: str, *, reconfigure: bool = False) -> "RunDir":
+        """A new run, or an old one of the same configuration; nothing is written before :meth:`save`.
 
         What no training depends on may differ: it holds for the run that is returned, and ``run.yaml`` stays as it is.
 
@@ -323,8 +335,7 @@ class RunDir:
             reconfigure: give an existing run the new configuration; stages that depend on what changed will run again.
 
         Raises:
-            RunDirError: the folder holds something else, a run of another configuration, or one that another process
-                works on.
+            RunDirError: the folder holds something else, or a run of another configuration.
         """
         file = path / "run.yaml"
         # The lock alone is what remains of a run that could not be made, for example on a full disk.
@@ -334,7 +345,6 @@ class RunDir:
             and (not path.is_dir() or any(entry.name != _LOCK for entry in path.iterdir()))
         ):
             raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
-        run = cls(path, config, preset)
         if file.exists():
             changed = _changed_keys(cls.open(path).config, config)
             if changed and not reconfigure:
@@ -343,17 +353,24 @@ class RunDir:
                     "--preset, --config and --set, or another --run-dir, or --reconfigure to give this run the new "
                     "configuration and set the results aside that depend on it."
                 )
-            if not reconfigure:
-                return run
+        return cls(path, config, preset, saved=file.exists() and not reconfigure)
+
+    def save(self) -> None:
+        """Write ``run.yaml`` where that is necessary, once it is clear that the work can begin.
+
+        Raises:
+            RunDirError: another process works on the run.
+        """
+        if self.saved:
+            return
         content = {
             "format": FORMAT,
             "lapo_version": lapo_cli.__version__,
-            "preset": preset,
-            "config": config.model_dump(mode="json"),
+            "preset": self.preset,
+            "config": self.config.model_dump(mode="json"),
         }
-        with run.lock():
-            atomic_write_text(file, yaml.safe_dump(content, sort_keys=False))
-        return run
+        with self.lock():
+            atomic_write_text(self.path / "run.yaml", yaml.safe_dump(content, sort_keys=False))
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":

@@ -74,7 +74,7 @@ def test_train_idm(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert seed_dirs == [SeedDir(Path("runs/maze-quick/maze/seed-3"), "maze", 3)]
     assert made.config == load_config("quick", overrides=["stage1.steps=20"])
     assert options == pipeline.Options(data_dir=home / "data", fresh=True)
-    assert RunDir.open(made.path).config == made.config
+    assert not made.saved  # The stage writes run.yaml once it is clear that it can begin.
     assert "| maze | 0    | idm   | steps             | 20 " in said.stdout
     assert "| test accuracy, 16 | 0.5 " in said.stdout
     assert "curve" not in said.stdout
@@ -163,21 +163,23 @@ def test_a_stage_runs_for_the_games_and_seeds_below_the_path(
 
 
 def test_another_configuration_needs_reconfigure_and_not_fresh(
-    lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch
+    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = _stand_in(monkeypatch, "run_stage", [_result()])
-    words = ("train-idm", "maze", "--run-dir", "run")
+    words = ("train-idm", "maze", "--run-dir", "run", "--preset", "quick")
     assert lapo(*words).exit_code == 0
-    before = (home / "run" / "run.yaml").read_bytes()
+    assert core.calls[-1][0].saved
+    before = (run.path / "run.yaml").read_bytes()
     for fresh in ((), ("--fresh",)):
-        said = lapo(*words, *fresh, "--set", "stage1.lr=1e-3")
+        said = lapo(*words, *fresh, "--set", "stage1.lr=2e-3")
         assert said.exit_code == 2
         assert "stage1.lr" in said.stderr
         assert "--reconfigure" in said.stderr
-        assert (home / "run" / "run.yaml").read_bytes() == before
-    said = lapo(*words, "--reconfigure", "--set", "stage1.lr=1e-3")
+        assert (run.path / "run.yaml").read_bytes() == before
+    said = lapo(*words, "--reconfigure", "--set", "stage1.lr=2e-3")
     assert said.exit_code == 0, said.stderr
-    assert RunDir.open(home / "run").config.stage1.lr == core.calls[-1][0].config.stage1.lr == 1e-3
+    assert core.calls[-1][0].config.stage1.lr == 2e-3
+    assert not core.calls[-1][0].saved
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ def test_train_expert_makes_a_run_of_its_own(lapo: Lapo, home: Path, monkeypatch
     assert (run.path, stage) == (Path("runs/maze-expert-quick"), "expert")
     assert seed_dirs == [SeedDir(Path("runs/maze-expert-quick/maze/seed-3"), "maze", 3)]
     assert run.config.expert.steps == 5000
-    assert RunDir.open(home / "runs/maze-expert-quick").config == run.config
+    assert not run.saved
 
 
 def test_record_hands_over_every_policy_with_its_noise(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:

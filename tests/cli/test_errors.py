@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -207,21 +208,64 @@ def test_a_data_folder_in_an_unknown_home(lapo: Lapo, monkeypatch: pytest.Monkey
     assert "Traceback" not in said.stderr
 
 
+_QUICK = ("--preset", "quick")
+_FAILING = [
+    ("train-idm", "maze", "--run-dir", "run", *_QUICK, "--device", "nonsense"),
+    ("train-idm", "maze", "--run-dir", "run", *_QUICK, "--reconfigure", "--seed", "7"),
+    ("train-idm", "maze", "--run-dir", "run", "--reconfigure", "--device", "nonsense"),
+    ("train-policy", "run", "--set", "stage2.steps=3", "--device", "nonsense"),
+    ("decode-offline", "run", "--labels", "16", "--device", "cpu:5"),
+    ("finetune-online", "run", "--steps", "9", "--device", "cuda:99"),
+    ("finetune-online", "run", "--steps", "9"),
+    ("run-stage", "policy", "run", "--set", "stage2.steps=3", "--device", "nonsense"),
+    ("run-stage", "policy", "run", "--set", "stage2.steps=3"),
+    ("run-stage", "polcy", "run", "--set", "stage2.steps=3"),
+    ("evaluate", "run", "--episodes", "9", "--device", "nonsense"),
+    ("evaluate", "run", "--episodes", "9"),
+    ("run-all", "--games", "maze", "--run-dir", "run", "--reconfigure", "--device", "nonsense"),
+    ("run-all", "--games", "maze", "--run-dir", "run", "--reconfigure", "--wandb"),
+    ("run-all", "--games", "maze", "--run-dir", "run", "--reconfigure", "--set", "data.source=nonsense"),
+    ("train-expert", "maze", "--run-dir", "run", "--reconfigure", "--wandb"),
+    ("train-expert", "maze", "--run-dir", "run", *_QUICK, "--device", "nonsense"),
+]
+
+
+@pytest.mark.parametrize("words", _FAILING, ids=" ".join)
+def test_a_command_that_fails_leaves_the_run_as_it_was(
+    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what importing it meets where it is not installed
+    before = _tree(run.path)
+    assert lapo(*words).exit_code == 2
+    assert _tree(run.path) == before
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ("train-policy", "run", "--set", "stage2.steps=3", "--device", "nonsense"),
-        ("decode-offline", "run", "--labels", "16", "--device", "nonsense"),
-        ("finetune-online", "run", "--steps", "9"),
-        ("run-stage", "policy", "run", "--set", "stage2.steps=3"),
-        ("run-stage", "polcy", "run", "--set", "stage2.steps=3"),
-        ("evaluate", "run", "--episodes", "9"),
+        ("train-idm", "maze", "--device", "nonsense"),
+        ("train-idm", "maze", "--wandb"),
+        ("train-idm", "maze"),  # There are no frames of it.
+        ("train-expert", "maze", "--device", "nonsense"),
+        ("train-expert", "maze", "--wandb"),
+        ("run-all", "--games", "maze", "--device", "nonsense"),
+        ("run-all", "--games", "maze", "--wandb"),
+        ("run-all", "--games", "maze", "--set", "data.source=nonsense"),
+        ("record", "maze", "--device", "nonsense"),
     ],
+    ids=" ".join,
 )
-def test_a_command_that_fails_leaves_the_run_as_it_was(lapo: Lapo, run: RunDir, words: tuple[str, ...]) -> None:
-    before = (run.path / "run.yaml").read_bytes()
+def test_a_first_command_that_fails_leaves_nothing(
+    lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
     assert lapo(*words).exit_code == 2
-    assert (run.path / "run.yaml").read_bytes() == before
+    assert list(home.iterdir()) == []
+
+
+def _tree(folder: Path) -> dict[Path, bytes]:
+    """Every path below a folder, and the content of files."""
+    return {path: path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*") if path.name != ".lock"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")

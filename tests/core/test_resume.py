@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from lapo_cli.core import compute
 from lapo_cli.core.config import Config
 from lapo_cli.core.pipeline import Options, run_stage
-from lapo_cli.core.progress import Silent
+from lapo_cli.core.progress import Progress, Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.training.metrics import read_metrics
 from tests.core.tiny_config import TINY
@@ -110,3 +112,50 @@ def test_ctrl_c_leaves_a_checkpoint_and_exits_with_130(tmp_path: Path, data_dir:
     state = StageDir(stage).load_state()
     assert state is not None
     assert state["step"] >= read_metrics(stage)[-1]["step"] > 0
+
+
+class _Interrupted(Silent):
+    """Progress that interrupts the work in its middle."""
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        yield self
+
+    def update(self, done: int, **metrics: float) -> None:
+        if done >= 6:
+            raise KeyboardInterrupt
+
+
+def _hardware(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
+    monkeypatch.setattr(compute, "_has_fast_bf16", lambda device: bf16)
+
+
+def _trained(run: RunDir, data_dir: Path, progress: Progress) -> tuple[bool, bytes]:
+    """Whether stage 1 was skipped, and its weights."""
+    (result,) = run_stage(run, "idm", [run.seed_dir("maze", 0)], Options("cpu", data_dir), progress)
+    return result.skipped, (result.path / "model.safetensors").read_bytes()
+
+
+def test_a_stage_goes_on_in_the_precision_it_was_begun_in(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("precision=auto", "checkpoint_seconds=0")
+    weights = {}
+    for bf16 in (True, False):
+        _hardware(monkeypatch, bf16=bf16)
+        run = RunDir.create(tmp_path / f"unbroken-{bf16}", config, "paper")
+        _, weights[bf16] = _trained(run, data_dir, Silent())
+        assert run.seed_dir("maze", 0).stage("idm").asked()["precision"] == ("bf16" if bf16 else "fp32")
+    assert weights[True] != weights[False]
+
+    moved = RunDir.create(tmp_path / "moved", config, "paper")
+    _hardware(monkeypatch, bf16=True)
+    with pytest.raises(KeyboardInterrupt):
+        _trained(moved, data_dir, _Interrupted())
+    stage = moved.seed_dir("maze", 0).stage("idm")
+    assert stage.load_state() is not None
+    _hardware(monkeypatch, bf16=False)
+    assert _trained(moved, data_dir, Silent()) == (False, weights[True])
+    assert stage.asked()["precision"] == "bf16"
+    assert _trained(moved, data_dir, Silent()) == (True, weights[True])
+    assert not stage.path.with_name("idm.old-1").exists()

@@ -1,6 +1,5 @@
 """Getting demonstrations of a game into the data folder, whatever their source: plan first, then carry it out."""
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from lapo_cli.core.data.store import SPLITS, FrameStore, Manifest, Split, open_s
 from lapo_cli.core.errors import BusyError, CorruptDataError, MissingInputError, UsageError, shortened
 from lapo_cli.core.files import disk_full_as_error, exclusive, free_space, require_free_space
 from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.registry import PLAIN_NAME
 
 DEFAULT_SOURCE = "drive"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def plan(
         MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
         DiskFullError: there is not enough disk space to unpack the first chunk.
     """
-    if not _NAME.fullmatch(game):
+    if not PLAIN_NAME.fullmatch(game):
         raise UsageError(
             f"'{shortened(game)}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'."
         )

@@ -4,17 +4,29 @@ An environment is one file: a subclass of :class:`VecEnv` and ``ENVIRONMENTS.reg
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lapo_cli.core.errors import EnvironmentUnavailableError, UnknownNameError
+from lapo_cli.core.errors import (
+    BrokenEnvironmentError,
+    EnvironmentUnavailableError,
+    LapoError,
+    PluginError,
+    UnknownNameError,
+    describe,
+)
 from lapo_cli.core.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+MOST_ACTIONS = 255
+"""As a store keeps an action in a byte, of which one value means that it is not known."""
 
 
 class VecEnv(ABC):
@@ -82,6 +94,9 @@ class EnvSpec:
         make: (num_envs, seed) -> environments; None for data without an environment. Equal seeds and actions must
             give equal frames for play to be recorded as a replay log.
         make_planner: (num_envs, seed) -> something that plays from saved states; None where there is nothing.
+
+    Raises:
+        PluginError: such a number of actions cannot be.
     """
 
     name: str
@@ -91,6 +106,13 @@ class EnvSpec:
     expert_return: float | None = None
     make: Callable[..., VecEnv] | None = None
     make_planner: Callable[[int, int], Planner] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_actions is not None and self.num_actions not in range(1, MOST_ACTIONS + 1):
+            raise PluginError(
+                f"The environment '{self.name}' says that it has {self.num_actions} actions: give it 1 to "
+                f"{MOST_ACTIONS}, or None for frames without actions."
+            )
 
     def normalize(self, episodic_return: float) -> float | None:
         """(return - random) / (expert - random), as in the paper's figures; None without those two."""
@@ -103,13 +125,14 @@ class EnvSpec:
 
         Raises:
             EnvironmentUnavailableError: there is none for this data, or it cannot run here.
+            BrokenEnvironmentError: (every method too) it fails, or does not give what :class:`VecEnv` says.
         """
         if self.make is None:
             raise EnvironmentUnavailableError(
                 f"There is no environment for {self.name}, so nothing can act in it: register one with --plugin FILE, "
                 "or use the stages that need frames alone."
             )
-        return self.make(num_envs, seed, **options)
+        return _Checked(self, num_envs, seed, options)
 
     def require_actions(self) -> int:
         """:attr:`num_actions`.
@@ -122,6 +145,69 @@ class EnvSpec:
                 f"{self.name} has frames without actions: what needs true actions cannot run on it."
             )
         return self.num_actions
+
+
+class _Checked(VecEnv):
+    """Environments whose faults are reported as theirs: they may be those of a plugin."""
+
+    def __init__(self, spec: EnvSpec, num_envs: int, seed: int, options: dict[str, Any]) -> None:
+        assert spec.make is not None
+        self._name = spec.name
+        self._frame_shape: tuple[int, ...] | None = None
+        with self._reported():
+            self._envs = spec.make(num_envs, seed, **options)
+            self.num_envs, self.saves_state, self.version = num_envs, self._envs.saves_state, self._envs.version
+
+    def observe(self) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]":
+        with self._reported():
+            reward, frames, first = self._envs.observe()
+            rows = (self.num_envs,)
+            if self._frame_shape is None and len(frames.shape) == 4 and frames.size and frames.shape[3] == 3:
+                self._frame_shape = frames.shape[1:]
+            self._require("rewards", reward, "float32", rows)
+            self._require("frames", frames, "uint8", (*rows, *(self._frame_shape or ("H", "W", 3))))
+            self._require("first frames", first, "bool", rows)
+            if not (reward - reward == 0).all():  # NaN and infinity are the numbers that this is not true of.
+                raise self._broken("returned a reward that is not finite from observe()")
+        return reward, frames, first
+
+    def _require(self, what: str, array: Any, dtype: str, shape: tuple[int | str, ...]) -> None:
+        if array.dtype != dtype or array.shape != shape:
+            wanted = str(shape).replace("'", "")
+            found = f"{array.dtype} {str(array.shape)[:100]}"
+            raise self._broken(f"returned {what} of {found} from observe() instead of {dtype} {wanted}")
+
+    def act(self, actions: "NDArray[np.integer[Any]]") -> None:
+        with self._reported():
+            self._envs.act(actions)
+
+    def level_seeds(self) -> "NDArray[np.int64] | None":
+        with self._reported():
+            return self._envs.level_seeds()
+
+    def get_state(self) -> list[bytes]:
+        with self._reported():
+            return self._envs.get_state()
+
+    def set_state(self, states: list[bytes]) -> None:
+        with self._reported():
+            self._envs.set_state(states)
+
+    def close(self) -> None:
+        with self._reported():
+            self._envs.close()
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except LapoError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._broken(f"failed ({describe(error)})") from error
+
+    def _broken(self, how: str) -> BrokenEnvironmentError:
+        return BrokenEnvironmentError(f"The environment '{self._name}' {how}: correct it; --debug shows the traceback.")
 
 
 ENVIRONMENTS: Registry[EnvSpec] = Registry("game", "lapo.environments", "lapo_cli.core.envs")

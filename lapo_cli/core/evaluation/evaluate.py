@@ -97,6 +97,7 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         ctx.env,
         episodes=settings.episodes,
         num_envs=settings.num_envs,
+        max_episode_steps=settings.max_episode_steps,
         seed=seed,
         device=ctx.compute.device,
         progress=ctx.progress,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lapo_cli.core.envs.base import EnvSpec
+from lapo_cli.core.errors import BrokenEnvironmentError
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.training.agents import Act
 
@@ -40,6 +41,7 @@ def rollout(
     *,
     episodes: int,
     num_envs: int,
+    max_episode_steps: int,
     seed: int,
     device: torch.device,
     progress: Progress,
@@ -52,10 +54,12 @@ def rollout(
 
     Args:
         num_envs: most environments at once.
+        max_episode_steps: an episode that is longer is taken for one that never ends.
         seed: of levels and of action sampling.
 
     Raises:
         EnvironmentUnavailableError: nothing can act here.
+        BrokenEnvironmentError: the environment fails, or an episode does not end.
     """
     num_envs = min(num_envs, episodes)
     quota = np.full(num_envs, episodes // num_envs)
@@ -82,6 +86,11 @@ def rollout(
                     returns[i].append(float(total[i]))
                     lengths[i].append(int(steps[i]))
                     total[i] = steps[i] = 0
+                if steps.max() >= max_episode_steps:
+                    raise BrokenEnvironmentError(
+                        f"An episode of {env.name} did not end within {max_episode_steps:,} steps: have the "
+                        "environment end it, or raise evaluation.max_episode_steps by --set."
+                    )
                 played = np.array([len(r) for r in returns])
                 busy = np.flatnonzero(played < quota)
                 task.update(int(played.sum()))

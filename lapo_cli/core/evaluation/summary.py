@@ -81,7 +81,7 @@ class Summary:
     Attributes:
         rows: games in order, policies in the order of the paper's argument.
         by_seed: the same for each training seed by itself.
-        notes: sentences on how good the latent actions are.
+        notes: sentences on how good the latent actions are, and on what was left out.
         failures: what could not be finished.
         path: folder of ``summary.json`` and ``summary.md``.
         files: figures and tables that were written.
@@ -108,7 +108,7 @@ class Summary:
 
     def markdown(self) -> str:
         """Tables, the pooled one first."""
-        parts = [_markdown("All training seeds", self.rows)]
+        parts = [_markdown("All training seeds", self.rows) if self.rows else "No policy was evaluated."]
         if len(self.by_seed) > 1:
             parts += [_markdown(f"Training seed {seed}", rows) for seed, rows in sorted(self.by_seed.items())]
         parts += ["\n".join(f"- {note}" for note in self.notes)] if self.notes else []

@@ -14,7 +14,7 @@ import torch
 
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import PLUGIN_SECTIONS, Section, section_of
-from lapo_cli.core.data.store import Split
+from lapo_cli.core.data.store import SPLITS, Split
 from lapo_cli.core.errors import UsageError
 from lapo_cli.core.registry import Registry
 from lapo_cli.core.run_dir import StageDir, fingerprint
@@ -121,13 +121,13 @@ def needs_environment(ctx: Context) -> str | None:
 
 def needs_actions(ctx: Context) -> str | None:
     """Why a stage that needs true actions cannot be run, for :attr:`Stage.applicable`."""
-    train, test = ctx.open_store("train"), ctx.open_store("test")
-    for store, windows in (
-        (train, train.video().windows(ctx.config.data.max_frames)),
-        (test, test.video().windows()),
-    ):
+    for split in SPLITS:
+        store = ctx.open_store(split)
+        if store.actions is None:
+            return f"the {split} frames of {ctx.game} have no true actions"
+        windows = store.video().windows(ctx.config.data.max_frames if split == "train" else None)
         if len(store.labelled(windows)) == 0:
-            return f"the {store.manifest.split} frames of {ctx.game} have no true actions"
+            return f"the true action is not known for any {split} frame of {ctx.game}"
     return None
 
 
@@ -135,8 +135,12 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
     """All that the outcome depends on: sections of the configuration, precision, seed, and inputs by fingerprint.
 
     Raises:
+        UsageError: the stage does not apply to this data.
         MissingInputError: an earlier stage is not finished, or a store is not there.
     """
+    reason = stage.applicable(ctx)
+    if reason is not None:
+        raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
     config = ctx.config.model_dump(mode="json")
     own = () if stage.config is None else (f"plugins.{stage.name}",)
     inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
@@ -171,9 +175,6 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
         MissingInputError: an earlier stage is not finished, or data is not there.
         RunDirError: another process works on this game and seed.
     """
-    reason = stage.applicable(ctx)
-    if reason is not None:
-        raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
     folder = ctx.seed_dir.stage(stage.name)
     with ctx.seed_dir.lock():
         key = stage_key(ctx, stage)

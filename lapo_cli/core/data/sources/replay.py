@@ -15,7 +15,7 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, one_line
+from lapo_cli.core.errors import BrokenEnvironmentError, CorruptDataError, MissingInputError, UsageError, one_line
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.progress import Progress, Silent
 
@@ -135,10 +135,9 @@ def open_envs(log: ReplayLog, path: Path, num_envs: int | None = None) -> Iterat
     options = {} if log.distribution_mode is None else {"distribution_mode": log.distribution_mode}
     try:
         env = ENVIRONMENTS.get(log.game).make_envs(num_envs or log.num_envs, log.rand_seed, **options)
-    except (TypeError, ValueError) as error:
-        raise CorruptDataError(
-            f"The environments of {path} cannot be made ({one_line(str(error), 200)}): get it again."
-        ) from error
+    except BrokenEnvironmentError as error:
+        why = one_line(str(error.__cause__ or error), 200)
+        raise CorruptDataError(f"The environments of {path} cannot be made ({why}): get it again.") from error
     try:
         yield env
     finally:
