@@ -22,7 +22,7 @@ def _fetch(drive: FakeDrive, folder: Path) -> bytes:
 
 
 @pytest.fixture
-def try_read_config(drive: FakeDrive, tmp_path: Path) -> Callable[..., Path]:
+def begun(drive: FakeDrive, tmp_path: Path) -> Callable[..., Path]:
     """Fetch half of the file; returns the part."""
 
     def begin() -> Path:

@@ -170,7 +170,7 @@ def _work(events: Connection, plugins: list[Path], job: bytes, device: str, slot
 
 
 class _Sender:
-    """Sends events from a thread of its own: interruptions cannot truncate one, nor can a full pipe block the work.
+    """Sends events from its own thread: interruptions cannot truncate one, and a full pipe does not block the work.
 
     What cannot be sent is dropped: the receiver has gone.
     """
