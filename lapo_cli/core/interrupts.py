@@ -10,14 +10,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 INTERRUPTED = 130
 """Exit code of a process that was interrupted."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 1.0
+_IMPORT_POLL_SECONDS = 0.02
 _last_request = -math.inf
 
 
@@ -31,13 +33,15 @@ def _is_repeated() -> bool:
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
+def _handled_by(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = _SIGNALS
+) -> Iterator[None]:
     global _last_request
     if threading.current_thread() is not threading.main_thread():  # Python handles signals there alone.
         yield
         return
     _last_request = -math.inf
-    previous = {number: signal.signal(number, handler) for number in _SIGNALS}
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
@@ -47,14 +51,33 @@ def _handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into KeyboardInterrupt; clean-up has a second before another one can disturb it."""
+    """Turn Ctrl-C and SIGTERM into KeyboardInterrupt; clean-up has a second before another one can disturb it.
 
-    def interrupt(number: int, frame: object) -> None:
-        if not _is_repeated():
+    One that comes during an import is delivered after it: libraries catch what is raised while they are imported, or
+    abort the process.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM and _is_repeated():
+            return
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL_SECONDS)
+        else:
             raise KeyboardInterrupt
 
-    with _handled_by(interrupt):
-        yield
+    with _handled_by(interrupt, (*_SIGNALS, signal.SIGALRM)):
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
@@ -65,7 +88,7 @@ def interruptible() -> Iterator[threading.Event]:
     """
     event = threading.Event()
 
-    def note(number: int, frame: object) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         if _is_repeated():
             return
         if event.is_set():

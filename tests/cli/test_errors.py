@@ -19,6 +19,7 @@ from lapo_cli.core.errors import LapoError
 from lapo_cli.core.run_dir import RunDir
 
 Lapo = Callable[..., Result]
+_REGISTER = "from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec\nENVIRONMENTS.register"
 
 
 def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -165,6 +166,12 @@ def test_devices_that_do_not_exist(lapo: Lapo, device: str) -> None:
             "QUANTIZERS.register(Mine)",
             "There are two registrations of the quantizer 'vq'",
         ),
+        (f"{_REGISTER}(EnvSpec('dots', 0))", "'dots' says that it has 0 actions: give it 1 to 255"),
+        (f"{_REGISTER}(EnvSpec('dots', 300))", "'dots' says that it has 300 actions: give it 1 to 255"),
+        (f"{_REGISTER}(EnvSpec('../dots', 3))", "'../dots' cannot be the name of a game"),
+        (f"{_REGISTER}(EnvSpec('..', 3))", "'..' cannot be the name of a game"),
+        (f"{_REGISTER}(EnvSpec('döts', 3))", "'döts' cannot be the name of a game"),
+        (f"{_REGISTER}('dots')", "AttributeError"),
         (
             "from lapo_cli.core.errors import LapoError\nraise LapoError('It does not fit.')",
             "It does not fit.",

@@ -194,3 +194,22 @@ def test_plugins_are_loaded_before_the_command_looks_for_what_they_add(
     out, err = (process := _start(words, environment)).communicate()
     assert process.returncode == 0, err
     assert {stage["game"] for stage in json.loads(out)["plan"]} == {"pong", "tetris"}
+
+
+_TAKEN = {
+    "game": "from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec\nENVIRONMENTS.register(EnvSpec('maze', 3))",
+    "stage": (
+        "from lapo_cli.core.training.stage import STAGES, Stage\n"
+        "STAGES.register(Stage('idm', 'mine', run=print, command='', sections=()))"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", _TAKEN)
+def test_a_plugin_cannot_take_a_name_that_is_taken(environment: dict[str, str], home: Path, what: str) -> None:
+    (home / "taken.py").write_text(_TAKEN[what])
+    words = ["run-all", "--games", "maze", "--dry-run", "--plugin", "taken.py"]
+    out, err = (process := _start(words, environment)).communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith(f"Error: There are two registrations of the {what} '")
+    assert err.count("\n") == 1

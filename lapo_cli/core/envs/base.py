@@ -159,6 +159,8 @@ class _Checked(VecEnv):
             self.num_envs, self.saves_state, self.version = num_envs, self._envs.saves_state, self._envs.version
 
     def observe(self) -> "tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]":
+        import numpy as np  # Here, because the command line knows the names of games before it loads anything slow.
+
         with self._reported():
             reward, frames, first = self._envs.observe()
             rows = (self.num_envs,)
@@ -167,7 +169,7 @@ class _Checked(VecEnv):
             self._require("rewards", reward, "float32", rows)
             self._require("frames", frames, "uint8", (*rows, *(self._frame_shape or ("H", "W", 3))))
             self._require("first frames", first, "bool", rows)
-            if not (reward - reward == 0).all():  # NaN and infinity are the numbers that this is not true of.
+            if not np.isfinite(reward).all():
                 raise self._broken("returned a reward that is not finite from observe()")
         return reward, frames, first
 
