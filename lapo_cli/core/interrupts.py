@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 1.0
-_IMPORT_POLL_SECONDS = 0.02
+_ATTEMPT_SECONDS, _MOST_ATTEMPTS = 0.02, 1000  # to interrupt an import that does not end
 _last_request = -math.inf
 
 
@@ -57,15 +57,22 @@ def interrupting() -> Iterator[None]:
     abort the process.
     """
 
+    attempts = iter(range(_MOST_ATTEMPTS))
+
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGALRM and _is_repeated():
+        if _is_repeated():
             return
-        if _is_importing(frame):
-            signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL_SECONDS)
+        if _is_importing(frame) and next(attempts, None) is not None:
+            signal.setitimer(signal.ITIMER_REAL, _ATTEMPT_SECONDS)
         else:
             raise KeyboardInterrupt
 
-    with _handled_by(interrupt, (*_SIGNALS, signal.SIGALRM)):
+    def attempt(number: int, frame: FrameType | None) -> None:
+        global _last_request
+        _last_request = -math.inf
+        signal.raise_signal(signal.SIGINT)  # Whoever handles it by now, such as a training loop.
+
+    with _handled_by(interrupt), _handled_by(attempt, (signal.SIGALRM,)):
         try:
             yield
         finally:

@@ -213,3 +213,13 @@ def test_a_plugin_cannot_take_a_name_that_is_taken(environment: dict[str, str], 
     assert (process.returncode, out) == (1, "")
     assert err.startswith(f"Error: There are two registrations of the {what} '")
     assert err.count("\n") == 1
+
+
+def test_an_interruption_during_an_import_is_not_lost_in_it(environment: dict[str, str], home: Path) -> None:
+    """Libraries catch whatever is raised while they are imported, and go on without a part of themselves."""
+    (home / "library.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    out, err = (process := _start(["info", "--plugin", "library.py"], environment)).communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err == "Error: Interrupted: what was finished is kept; the same command resumes.\n"
