@@ -3,16 +3,19 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lapo_cli.core.config import Config
-from lapo_cli.core.errors import MissingInputError, RunDirError
+from lapo_cli.core.config import Config, override
+from lapo_cli.core.errors import MissingInputError, RunDirError, UsageError
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary
 from lapo_cli.core.pipeline import Options, chain, evaluate, plan, run_all, run_stage
 from lapo_cli.core.progress import Silent
@@ -113,6 +116,42 @@ def test_evaluate_takes_any_level_of_the_tree(done: tuple[RunDir, Summary], data
     ]
     with pytest.raises(RunDirError):
         evaluate(run, run.path / "nowhere", options, Silent())
+
+
+def test_overrides_of_one_command_lose_nothing_and_hinder_no_other(
+    done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path
+) -> None:
+    run, before = done
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = RunDir.open(tmp_path / "run")
+    options, maze = Options("cpu", data_dir), copy.seed_dir("maze", 0)
+    asked = (copy.path / "run.yaml").read_bytes()
+    weights = (maze.path / "offline" / "model.safetensors").read_bytes()
+
+    sixteen = replace(copy, config=override(copy.config, ["offline.labels=[16]"]))
+    assert set(_stage(sixteen, "offline", maze, options).results["test_accuracy"]) == {"16"}
+    assert (maze.path / "offline.old-1" / "model.safetensors").read_bytes() == weights
+    titles = [row.title for row in evaluate(copy, maze.path, options, Silent()).rows]
+    assert [title for title in titles if "decoded" in title] == ["LAPO decoded offline, 16 labelled frames"]
+
+    again = RunDir.create(copy.path, run.config, "paper")  # As run-all with its first options does, without refusal.
+    assert run_all(again, ["maze"], [0], options, Silent()).rows == [r for r in before.rows if r.game == "maze"]
+    assert {"offline", "offline.old-1", "offline.old-2"} <= {folder.name for folder in maze.path.iterdir()}
+    assert (copy.path / "run.yaml").read_bytes() == asked
+
+
+def test_starting_over_with_an_option_that_is_not_here_removes_nothing(
+    done: tuple[RunDir, Summary], data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = done
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what importing it meets where it is not installed
+    before = {file: file.stat().st_mtime_ns for file in run.path.rglob("*") if file.name != ".lock"}
+    options = Options("cpu", data_dir, fresh=True, wandb=True)
+    with pytest.raises(UsageError, match="needs Weights & Biases"):
+        _stage(run, "idm", run.seed_dir("maze", 0), options)
+    with pytest.raises(UsageError, match="needs Weights & Biases"):
+        run_all(run, _GAMES, [0], options, Silent())
+    assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*") if file.name != ".lock"} == before
 
 
 def test_a_stage_by_hand_is_the_stage_of_run_all(done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path) -> None:
