@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lapo_cli.core.config import Config, override
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import override
 from lapo_cli.core.errors import MissingInputError, RunDirError, UsageError
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary
 from lapo_cli.core.pipeline import Options, chain, evaluate, plan, run_all, run_stage
