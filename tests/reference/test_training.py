@@ -1,19 +1,27 @@
 """Stages 1 and 2 as they run against plain training loops: AdamW with weight decay 0.01, schedule and clipping."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.config_loading import load_config, override
 from lapo_cli.core.data.batches import BatchSampler
 from lapo_cli.core.data.download import download
 from lapo_cli.core.data.store import Video, open_store
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
-from lapo_cli.core.training.checkpoints import build_idm, build_world_model, load_idm, load_policy
+from lapo_cli.core.training.checkpoints import (
+    build_idm,
+    build_latent_policy,
+    build_world_model,
+    load_idm,
+    load_policy,
+)
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import STAGES, run_stage, stage_seed
 from tests.core.tiny_config import TINY
@@ -104,3 +112,24 @@ def test_stage_2_ends_at_the_weights_of_the_plain_loop(ctx: Context) -> None:
     for name, value in policy.state_dict().items():
         moved = (value - fresh.state_dict()[name]).norm()
         assert (learnt.get_parameter(name) - value).norm() < 0.05 * moved, name
+
+
+@pytest.mark.parametrize(("stage", "section"), [("idm", "stage1"), ("policy", "stage2")])
+def test_the_first_update_shrinks_the_weights_by_rate_times_decay(ctx: Context, stage: str, section: str) -> None:
+    """Adam's first step is of the size of the rate whatever the gradient: the rest of the difference is the decay."""
+    weights = []
+    for number, decay in enumerate(((), (f"{section}.weight_decay=0",))):
+        words = (f"{section}.steps=1", f"{section}.warmup=0", f"{section}.lr=0.1", *decay)
+        path = ctx.seed_dir.path.with_name(f"{section}-{number}")
+        other = replace(ctx, seed_dir=replace(ctx.seed_dir, path=path), config=override(ctx.config, words))
+        if stage == "policy":
+            run_stage(replace(other, config=ctx.config), STAGES.get("idm"))
+        run_stage(other, STAGES.get(stage))
+        weights.append(load_file(path / stage / "model.safetensors"))
+    with_decay, without = weights
+    torch.manual_seed(stage_seed(ctx, stage))
+    idm = load_idm(ctx) if stage == "policy" else build_idm(ctx.config.model)
+    fresh = idm if stage == "idm" else build_latent_policy(ctx.config.model, ctx.config.stage2.target, idm.quantizer)
+    for name, value in fresh.named_parameters():
+        decayed = without[f"{stage}.{name}"] - with_decay[f"{stage}.{name}"]
+        torch.testing.assert_close(decayed, 0.1 * 0.01 * value.detach(), atol=1e-6, rtol=1e-3, msg=name)

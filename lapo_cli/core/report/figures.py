@@ -62,9 +62,9 @@ def _figure(file: Path, games: list[str], panel: Any) -> Path:
     lines = -(-len(games) // columns)
     figure, grid = pyplot.subplots(lines, columns, figsize=(6.4 * columns, 4.2 * lines), squeeze=False)
     for axes, game in zip(grid.flat, games, strict=False):
+        axes.set_ylabel("mean return")
         panel(axes, game)
         axes.set_title(game)
-        axes.set_ylabel("mean return")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
@@ -72,7 +72,7 @@ def _figure(file: Path, games: list[str], panel: Any) -> Path:
         axes.set_visible(False)
     figure.tight_layout()
     with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=120)
+        figure.savefig(temporary, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
     return file
 
@@ -90,11 +90,12 @@ def _offline(axes: Any, offline: Sequence[Row], rows: Sequence[Row], game: str) 
         counts = [row.labels for row in of_method]
         means = np.array([row.mean for row in of_method], float)
         bars = np.abs(np.array([[row.low, row.high] for row in of_method], float).T - means)
-        axes.errorbar(counts, means, bars, marker="o", capsize=3, color=color, label=f"{method}, 95 % interval")
+        axes.errorbar(counts, means, bars, marker="o", capsize=3, color=color, label=method)
     axes.set_xscale("log", base=2)
     ticks = sorted({row.labels for row in offline if row.labels is not None})
     axes.set_xticks(ticks, [str(count) for count in ticks])
     axes.set_xlabel("labelled frames")
+    axes.set_ylabel("mean return, 95 % interval")
     _references(axes, rows, game)
 
 
