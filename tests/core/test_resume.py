@@ -145,7 +145,7 @@ def test_a_stage_goes_on_in_the_precision_it_was_begun_in(
         _hardware(monkeypatch, bf16=bf16)
         run = RunDir.create(tmp_path / f"unbroken-{bf16}", config, "paper")
         _, weights[bf16] = _trained(run, data_dir, Silent())
-        assert run.seed_dir("maze", 0).stage("idm").asked()["precision"] == ("bf16" if bf16 else "fp32")
+        assert run.seed_dir("maze", 0).stage("idm").read_config()["precision"] == ("bf16" if bf16 else "fp32")
     assert weights[True] != weights[False]
 
     moved = RunDir.create(tmp_path / "moved", config, "paper")
@@ -156,6 +156,6 @@ def test_a_stage_goes_on_in_the_precision_it_was_begun_in(
     assert stage.load_state() is not None
     _hardware(monkeypatch, bf16=False)
     assert _trained(moved, data_dir, Silent()) == (False, weights[True])
-    assert stage.asked()["precision"] == "bf16"
+    assert stage.read_config()["precision"] == "bf16"
     assert _trained(moved, data_dir, Silent()) == (True, weights[True])
     assert not stage.path.with_name("idm.old-1").exists()

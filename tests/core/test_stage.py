@@ -44,12 +44,13 @@ def test_episodes_of_two_frames_are_refused(context: MakeContext, tmp_path: Path
 def test_decoding_does_not_apply_where_no_frame_is_labelled(context: MakeContext, tmp_path: Path, split: str) -> None:
     labels = (UNLABELLED, 1) if split == "train" else (1, UNLABELLED)
     applicable = STAGES.get("offline").applicable
-    assert applicable(_own(context, tmp_path / split, 10, *labels)) == f"the {split} frames of own have no true actions"
+    reason = applicable(_own(context, tmp_path / split, 10, *labels))
+    assert reason == f"the true action is not known for any {split} frame of own"
     assert applicable(_own(context, tmp_path / "both", 10, 1, 1)) is None
 
 
 class _Still(VecEnv):
-    """Shows black frames, and one reward that is not finite; notes that it was closed."""
+    """Shows black frames; notes that it was closed."""
 
     closed = 0
 
@@ -58,7 +59,7 @@ class _Still(VecEnv):
 
     def observe(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
         frames = np.zeros((self._n, 16, 16, 3), np.uint8)
-        return np.full(self._n, np.nan, np.float32), frames, np.zeros(self._n, np.bool_)
+        return np.zeros(self._n, np.float32), frames, np.zeros(self._n, np.bool_)
 
     def act(self, actions: object) -> None:
         pass
@@ -73,6 +74,7 @@ def test_environments_are_freed_when_training_diverges(context: MakeContext) -> 
     stage.path.mkdir(parents=True)
     config = OnlineConfig(steps=64, ppo=PPOConfig(num_envs=4, num_steps=4, minibatches=1, env_groups=2))
     agent = ScratchAgent(1, 16, 3, ctx.compute)
+    torch.nn.init.constant_(agent.value.bias, float("nan"))
     ppo = PPO(
         agent,
         agent.parameter_groups(config.scratch.at),
