@@ -43,7 +43,7 @@ def run_all(
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
     ] = False,
 ) -> None:
-    """Run everything in order: data, stages 1 to 3, baselines, evaluation and one table.
+    """Run everything in order: data, stages 1 to 3, PPO from scratch, evaluation and one table.
 
     Finished stages are skipped, interrupted ones are resumed.
 
