@@ -69,7 +69,7 @@ def clone(ctx: Context, stage: str, folder: StageDir, title: str, targets: Targe
         steps: updates; the learning rate decays over them.
 
     Returns:
-        Numbers worth reporting: ``val/accuracy`` on the test store, and the ``val/majority_baseline``.
+        ``val/accuracy`` on the test store, the ``val/majority_baseline``, and the number of ``steps``.
     """
     config, compute = ctx.config.stage2.model_copy(update={"steps": steps}), ctx.compute
     train, held_out = ctx.open_store("train"), ctx.open_store("test")

@@ -1,11 +1,13 @@
 """Supervised inverse dynamics: a model of stage 1's trunk and budget that is trained on true actions."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
@@ -63,25 +65,30 @@ def train_inverse_dynamics(
     return idm, {"steps": steps, **(latest or {"val/accuracy": _accuracy(ctx, idm, held_out)})}
 
 
-@torch.no_grad()
 def action_probabilities(
     ctx: Context, idm: InverseDynamics, store: FrameStore, windows: NDArray[np.int64]
 ) -> NDArray[np.float16]:
-    """What the model believes the actions of these windows (W,) to be: (W, num_actions) float16."""
-    loader = FrameLoader(store.video(), ctx.compute.device, resident=False)
-    found = []
+    """The probabilities that the model gives the actions at these windows (W,): (W, num_actions) float16."""
+    found: list[Tensor] = []
     with ctx.progress.task(ctx.title("actions of all frames"), len(windows), "frame") as task:
-        for number, batch in enumerate(gather_batches(loader, windows), 1):
-            with ctx.compute.autocast():
-                logits = idm.infer(normalize(batch, idm.size))
-            found.append(logits.float().softmax(1).to(torch.float16).cpu())
-            task.update(min(number * CHUNK, len(windows)))
+        for logits in _logits(ctx, idm, store, windows):
+            found.append(logits.softmax(1).to(torch.float16).cpu())
+            task.update(min(len(found) * CHUNK, len(windows)))
     return np.asarray(torch.cat(found).numpy(), np.float16)
+
+
+@torch.no_grad()
+def _logits(ctx: Context, idm: InverseDynamics, store: FrameStore, windows: NDArray[np.int64]) -> Iterator[Tensor]:
+    loader = FrameLoader(store.video(), ctx.compute.device, resident=False)
+    for batch in gather_batches(loader, windows):
+        with ctx.compute.autocast():
+            logits = idm.infer(normalize(batch, idm.size))
+        yield logits.float()
 
 
 def _accuracy(ctx: Context, idm: InverseDynamics, store: FrameStore) -> float:
     assert store.actions is not None
     most, seed = ctx.config.stage1.probe_pairs, stage_seed(ctx, "probe")
     _, pairs = split_by_episode(store.labelled(store.video().windows()), store.episode_starts, most=most, seed=seed)
-    guessed = action_probabilities(ctx, idm, store, pairs).argmax(1)
-    return float((guessed == store.actions[pairs]).mean())
+    inferred = torch.cat([logits.argmax(1).cpu() for logits in _logits(ctx, idm, store, pairs)])
+    return float((inferred.numpy() == store.actions[pairs]).mean())
