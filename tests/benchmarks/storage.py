@@ -130,6 +130,7 @@ def stores(rounds: int) -> list[Line]:
         )
         lines.append(_rate("store by replay", open_store(data / "replayed", game, "train").manifest.num_frames / took))
         store = open_store(data / "replayed", game, "train")
+        assert store.actions is not None
         arrays = {
             "obs": np.array(store.frames[:_CHUNK_FRAMES]),
             "ta": store.actions[:_CHUNK_FRAMES].astype(np.int64),

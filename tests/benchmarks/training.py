@@ -22,7 +22,8 @@ from lapo_cli.core.data.store import Video, open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import ProcgenVecEnv
 from lapo_cli.core.models.frames import normalize
-from lapo_cli.core.models.policy import Policy
+from lapo_cli.core.models.policy import LatentPolicy, Policy
+from lapo_cli.core.models.policy_targets.latent import LatentTarget
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.agents import LatentAgent
@@ -164,9 +165,9 @@ def stage3(rounds: int) -> list[Line]:
     compute = resolve("cpu")
     config = _CONFIG.online
     decoding_share = config.decoder_until / config.steps
-    agent = LatentAgent(
-        Policy(_MODEL.policy_scale, 64, _MODEL.quantizer.la_dim), with_decoder=True, size=64, compute=compute
-    )
+    la_dim = _MODEL.quantizer.la_dim
+    policy = LatentPolicy(_MODEL.policy_scale, 64, LatentTarget(num_outputs=la_dim, la_dim=la_dim))
+    agent = LatentAgent(policy, 15, with_decoder=True, compute=compute)
     compute.place(agent)
     idm = build_idm(_MODEL).requires_grad_(False).eval()
     compute.place(idm)
