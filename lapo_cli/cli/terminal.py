@@ -21,7 +21,7 @@ from lapo_cli.cli.options import Output
 from lapo_cli.cli.render import progress_on
 from lapo_cli.core.errors import DiskFullError, LapoError, OutputError, UsageError, describe, one_line
 from lapo_cli.core.files import is_disk_full
-from lapo_cli.core.interrupts import INTERRUPTED, interrupting
+from lapo_cli.core.interrupts import INTERRUPTED, interrupting, raise_awaiting
 
 
 class Terminal:
@@ -53,7 +53,9 @@ class Terminal:
 
         Raises:
             OutputError: it cannot be written.
+            KeyboardInterrupt: the command was interrupted during its last import.
         """
+        raise_awaiting()
         _write(self._stdout, _as_json(document) if self._json else "".join(map(self._rendered, readable)))
 
     def _rendered(self, part: RenderableType) -> str:

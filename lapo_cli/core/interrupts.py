@@ -21,6 +21,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 1.0
 _ATTEMPT_SECONDS, _MOST_ATTEMPTS = 0.02, 1000  # to interrupt an import that does not end
 _last_request = -math.inf
+_awaits_import = False  # Whether a request came during an import and is still to be delivered.
 
 
 def _is_repeated() -> bool:
@@ -57,26 +58,42 @@ def interrupting() -> Iterator[None]:
     abort the process.
     """
 
+    global _awaits_import
     attempts = iter(range(_MOST_ATTEMPTS))
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        global _awaits_import
         if _is_repeated():
             return
-        if _is_importing(frame) and next(attempts, None) is not None:
-            signal.setitimer(signal.ITIMER_REAL, _ATTEMPT_SECONDS)
-        else:
+        _awaits_import = _is_importing(frame) and next(attempts, None) is not None
+        if not _awaits_import:
             raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, _ATTEMPT_SECONDS)
 
     def attempt(number: int, frame: FrameType | None) -> None:
-        global _last_request
-        _last_request = -math.inf
+        global _awaits_import, _last_request
+        _awaits_import, _last_request = False, -math.inf
         signal.raise_signal(signal.SIGINT)  # Whoever handles it by now, such as a training loop.
 
     with _handled_by(interrupt), _handled_by(attempt, (signal.SIGALRM,)):
         try:
             yield
         finally:
+            _awaits_import = False
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def raise_awaiting() -> None:
+    """Deliver now what waits for the end of an import: the work may be over before the next attempt.
+
+    Raises:
+        KeyboardInterrupt: there is such a request.
+    """
+    global _awaits_import
+    if _awaits_import:
+        _awaits_import = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise KeyboardInterrupt
 
 
 def _is_importing(frame: FrameType | None) -> bool:
