@@ -206,6 +206,19 @@ class OfflineConfig(Section):
         return self
 
 
+class RelabelConfig(Section):
+    """Decoding the latent actions of all frames, then cloning the true actions (LAPO+, 2602.02762)."""
+
+    steps: int = Field(60_000, ge=1, description="Training steps of each clone.")
+    lr: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate of a clone; else it is trained as in stage 2.")
+    warm_start: bool = Field(
+        default=False, description="Start from the trunk of the latent policy; false: from random weights, as LAPO+."
+    )
+    env_steps: int = Field(
+        8192, ge=1, description="Environment steps of random play whose actions are the labels of the online variant."
+    )
+
+
 class Ramp(Section):
     """A learning rate over environment steps: 0 until ``start``, linear to ``lr`` at ``peak`` and to 0 at the end."""
 
@@ -272,6 +285,26 @@ class ExpertConfig(ReinforcementConfig):
     )
 
 
+class DaggerConfig(_Scheduled):
+    """A student of the game's planner, to be recorded (Ross et al., 2011)."""
+
+    frames: int = Field(262_144, ge=1, description="Frames that are played and labelled by the planner.")
+    num_envs: int = Field(64, ge=1, description="Parallel environments.")
+    num_steps: int = Field(32, ge=1, description="Steps of each environment per round of play.")
+    handover: float = Field(
+        0.15, ge=0, le=1, description="Share of the rounds over which the student takes over from the planner."
+    )
+    teacher_share: float = Field(
+        0.1, ge=0, le=1, description="Share of the environments that the planner drives from then on."
+    )
+    steps: int = Field(20_000, ge=1, description="Training steps, spread over the rounds.")
+    batch_size: int = Field(128, ge=1, description="Frames per step, of all that were played so far.")
+    lr: float = Field(1e-3, gt=0, lt=1, description="Peak learning rate.")
+    lr_start: float = Field(1e-5, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
+    lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
+    warmup: int = Field(100, ge=0, description="Steps of the warm-up.")
+
+
 class OnlineConfig(ReinforcementConfig):
     """Decoding by reinforcement learning, and its baselines at the same number of steps (paper, section 5.1)."""
 
@@ -302,6 +335,9 @@ class Config(Section):
         "auto", description="bf16 autocasts the convolutions; auto: where the hardware is fast at it."
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="Seconds between checkpoints of a training stage.")
+    extra_stages: tuple[str, ...] = Field(
+        default=(), description="Stages that run-all adds to the paper's, such as relabel; their order is their own."
+    )
     data: DataConfig = DataConfig()
     # Not built when this module is imported: the modules of quantizers and policy targets import this one.
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -309,12 +345,19 @@ class Config(Section):
     stage2: Stage2Config = Field(default_factory=Stage2Config)
     decoder: DecoderConfig = DecoderConfig()
     offline: OfflineConfig = OfflineConfig()
+    relabel: RelabelConfig = RelabelConfig()
     online: OnlineConfig = OnlineConfig()
     expert: ExpertConfig = ExpertConfig()
+    dagger: DaggerConfig = DaggerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     plugins: dict[str, SerializeAsAny[Section]] = Field(
         default_factory=dict, validate_default=True, description="Sections of the stages that plugins add."
     )
+
+    @field_validator("extra_stages", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     @field_validator("plugins", mode="plain")
     @classmethod

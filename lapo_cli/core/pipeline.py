@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import Compute, resolve
-from lapo_cli.core.config import section_of
+from lapo_cli.core.config import Config, section_of
 from lapo_cli.core.data.download import ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.errors import LapoError, MissingInputError, UsageError, describe, one_line
@@ -79,10 +79,15 @@ def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progres
     return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
 
 
-def chain(*, baselines: bool = False) -> list[Stage]:
-    """The stages of ``run-all`` for one game and seed, in order."""
+def chain(config: Config, *, baselines: bool = False) -> list[Stage]:
+    """The stages of ``run-all`` for one game and seed, in order.
+
+    Raises:
+        UnknownNameError: the configuration names a stage that is not there.
+    """
+    extra = [STAGES.get(name) for name in config.extra_stages]
     included = ("always", "baselines") if baselines else ("always",)
-    return [stage for stage in STAGES.values() if stage.in_chain in included]
+    return [stage for stage in STAGES.values() if stage.in_chain in included or stage in extra]
 
 
 def run_stage(
@@ -136,6 +141,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         LapoError: nothing could be started at all.
     """
     chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    chain(run.config)
     _compute(run, options)
     SOURCES.get(run.config.data.source)
     LAUNCHERS.get(options.launcher)
@@ -157,7 +163,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     for game in games:
         for seed in seeds:
             again: set[str] = set()
-            for stage in chain(baselines=options.baselines):
+            for stage in chain(run.config, baselines=options.baselines):
                 folder = run.seed_dir(game, seed).stage(stage.name)
                 begun = folder.try_read_config()
                 changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
@@ -190,7 +196,7 @@ class Chain:
         ctx = _context(self.run, seed_dir, options, progress)
         data = self.run.config.data
         ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
-        for stage in chain(baselines=options.baselines):
+        for stage in chain(self.run.config, baselines=options.baselines):
             reason = stage.applicable(ctx)
             if reason is not None:
                 progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
@@ -241,7 +247,7 @@ def _stage_of(path: Path, contexts: list[Context]) -> str | None:
 
 def _left_out(contexts: list[Context]) -> list[str]:
     """What could not be run on the data or the environment that there is, and why."""
-    reasons = [(ctx.game, stage.name, stage.applicable(ctx)) for ctx in contexts for stage in chain()]
+    reasons = [(ctx.game, stage.name, stage.applicable(ctx)) for ctx in contexts for stage in chain(ctx.config)]
     return list(dict.fromkeys(f"{game}: {name} was left out, since {why}." for game, name, why in reasons if why))
 
 

@@ -25,7 +25,7 @@ from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import LatentAgent, ScratchAgent
 from lapo_cli.core.training.checkpoints import load_idm, load_policy
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import latent_labels
+from lapo_cli.core.training.latent_labels import latent_labels, played_pairs
 from lapo_cli.core.training.ppo import PPO, RewardScaler, Rollout
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from tests.core.tiny_config import TINY, run
@@ -163,11 +163,11 @@ def _rollout(first: torch.Tensor, seed: int = 0) -> Rollout:
 
 
 def test_online_labels_match_plain_indexing_and_cross_no_episode(trained: Context) -> None:
-    labeller, _ = _labeller(trained)
     first = torch.rand(11, 5, generator=torch.Generator().manual_seed(1)) < 0.25
     rollout = _rollout(first)
-    latents, actions = labeller.label(rollout)
+    assert rollout.frames is not None
     idm = load_idm(trained)
+    latents, actions = played_pairs(trained, idm, rollout.frames, first.numpy(), rollout.actions)
     frames = torch.from_numpy(np.asarray(rollout.frames))
     expected, taken = [], []
     for t in range(1, 10):

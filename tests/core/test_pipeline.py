@@ -48,7 +48,7 @@ def _policies(summary: Summary, game: str) -> list[str]:
 def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, Summary]) -> None:
     run, summary = done
     for game in _GAMES:
-        for stage in chain():
+        for stage in chain(run.config):
             assert run.seed_dir(game, 0).stage(stage.name).done() is not None, (game, stage.name)
     played = [
         "LAPO decoded offline, 4 labelled frames",
@@ -88,7 +88,7 @@ def test_a_second_call_skips_everything_and_gives_the_same(done: tuple[RunDir, S
     run, first = done
     kept = {file: file.stat().st_mtime_ns for file in run.path.rglob("*.safetensors")}
     kept |= {file: file.stat().st_mtime_ns for file in run.path.rglob("evaluation/*.json")}
-    assert len(kept) == len(_GAMES) * (len(chain()) + 5)
+    assert len(kept) == len(_GAMES) * (len(chain(run.config)) + 5)
     again = run_all(run, ["maze", "bigfish", "fruitbot"], [0], Options("cpu", data_dir), Silent())
     assert again.rows == first.rows
     assert {file: file.stat().st_mtime_ns for file in kept} == kept

@@ -18,7 +18,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     train = ctx.open_store("train")
     assert train.actions is not None
     targets = true_targets(train.actions, labelled_frames(ctx, train), ctx.env.require_actions())
-    return clone(ctx, _NAME, stage, _LABEL, targets, ctx.config.stage2.steps)
+    return clone(ctx, _NAME, stage, _LABEL, targets, ctx.config.stage2)
 
 
 STAGES.register(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from lapo_cli.core.training.checkpoints import (
     policy_about,
 )
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import CHUNK, latent_actions
+from lapo_cli.core.training.latent_labels import played_pairs
 from lapo_cli.core.training.ppo import PPO, Rollout
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
@@ -69,27 +68,13 @@ class _OnlineDecoder:
         """Whether transitions after so many environment steps will still be learnt from."""
         return env_steps < self._config.decoder_until
 
-    def label(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """z (P, la_dim) float16 and actions (P,) of the rollout's windows; none crosses an episode."""
-        frames = rollout.frames
-        assert frames is not None
-        first = rollout.first.cpu().numpy()
-        steps, envs = np.nonzero(~first[1:-1] & ~first[2:])  # row t of these is the window around frame t + 1
-        windows = (
-            torch.from_numpy(np.stack([frames[steps[part] + offset, envs[part]] for offset in range(3)], axis=1)).to(
-                self._ctx.compute.device
-            )
-            for part in (slice(start, start + CHUNK) for start in range(0, len(steps), CHUNK))
-        )
-        latents = [z.to(torch.float16) for z in latent_actions(self._ctx, self._idm, windows)]
-        return torch.cat(latents), rollout.actions[torch.from_numpy(steps) + 1, torch.from_numpy(envs)]
-
     def learn(self, rollout: Rollout, update: int, env_steps: int) -> None:
         """Label a rollout and, when it is time, train the decoder from scratch on all pairs so far."""
         config = self._config
         if rollout.frames is None:
             return
-        latents, actions = self.label(rollout)
+        first = rollout.first.cpu().numpy()
+        latents, actions = played_pairs(self._ctx, self._idm, rollout.frames, first, rollout.actions)
         self._latents.append(latents)
         self._actions.append(actions)
         dense = env_steps < config.decoder_dense_until

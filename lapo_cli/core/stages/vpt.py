@@ -30,7 +30,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
         idm, _ = train_inverse_dynamics(ctx, folder, title, train, order[:count], ctx.config.offline.steps)
         return with_true_actions(Targets(windows, action_probabilities(ctx, idm, train, windows)), train, order[:count])
 
-    return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, ctx.config.stage2.steps)
+    return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, ctx.config.stage2)
 
 
 STAGES.register(

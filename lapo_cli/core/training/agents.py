@@ -135,6 +135,44 @@ class LatentAgent(Agent):
         ]
 
 
+class ClonedAgent(Agent):
+    """A cloned policy whose convolutions are frozen: PPO continues with its last layers.
+
+    Its weights are named as those of :class:`ScratchAgent`, which acts in the same way.
+
+    Args:
+        cloned: whose policy it is; its parameters are trained here.
+        compute: where and how it runs.
+    """
+
+    def __init__(self, cloned: ScratchAgent, compute: Compute) -> None:
+        super().__init__()
+        self.policy = cloned.policy
+        self.policy.trunk.requires_grad_(False)
+        self.value = value_head()
+        self._compute = compute
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Trunk features (B, F)."""
+        with self._compute.autocast():
+            return (self.policy.trunk(normalize(frames, self.policy.size)),)
+
+    def forward(self, *encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Agent.forward`."""
+        with self._compute.autocast():
+            hidden = self.policy.hidden(encoded[0]).relu()
+            return self.policy.head(hidden).float(), self.value(hidden).flatten().float()
+
+    def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
+        """What PPO trains, at the rates of the same layers of :class:`LatentAgent`."""
+        return [
+            ParameterGroup(list(self.policy.head.parameters()), config.action_head.at),
+            ParameterGroup(list(self.value.parameters()), config.value_head.at),
+            ParameterGroup(list(self.policy.hidden.parameters()), config.hidden.at),
+        ]
+
+
 class OfflineAgent(nn.Module):
     """decoder(latent policy(o_t)): what offline decoding acts with."""
 

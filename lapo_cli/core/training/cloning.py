@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lapo_cli.core.config import Stage2Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.models.frames import normalize
+from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
 from lapo_cli.core.training.checkpoints import direct_agent_of, header
@@ -60,22 +62,34 @@ def with_true_actions(targets: Targets, store: FrameStore, labelled: NDArray[np.
     return Targets(targets.windows, actions)
 
 
-def clone(ctx: Context, stage: str, folder: StageDir, title: str, targets: Targets, steps: int) -> dict[str, Any]:
+def clone(
+    ctx: Context,
+    stage: str,
+    folder: StageDir,
+    title: str,
+    targets: Targets,
+    config: Stage2Config,
+    start: LatentPolicy | None = None,
+) -> dict[str, Any]:
     """Train a policy of the configured size by cross-entropy, as stage 2 is trained, and save it in ``folder``.
 
     Args:
         stage: name of the stage that ``folder`` belongs to.
         title: shown beside the progress bar.
-        steps: updates; the learning rate decays over them.
+        config: number of updates, batch size and learning rate.
+        start: a latent policy of the same size whose trunk and hidden layer it starts from; else they are random.
 
     Returns:
         ``val/accuracy`` on the test store, the ``val/majority_baseline``, and the number of ``steps``.
     """
-    config, compute = ctx.config.stage2.model_copy(update={"steps": steps}), ctx.compute
+    compute, steps = ctx.compute, config.steps
     train, held_out = ctx.open_store("train"), ctx.open_store("test")
     about = {**header(ctx, folder), "stage": stage}
     agent = direct_agent_of(about, compute)
     policy = agent.policy
+    if start is not None:
+        policy.trunk.load_state_dict(start.trunk.state_dict())
+        policy.hidden.load_state_dict(start.hidden.state_dict())
     optimizer = torch.optim.AdamW(policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     state: dict[str, Stateful] = {"policy": policy, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
@@ -121,9 +135,21 @@ def clone(ctx: Context, stage: str, folder: StageDir, title: str, targets: Targe
 
 
 def clone_for_each(
-    ctx: Context, stage: StageDir, title: str, counts: list[int], targets: Callable[[int], Targets], steps: int
+    ctx: Context,
+    stage: StageDir,
+    title: str,
+    counts: list[int],
+    targets: Callable[[int], Targets],
+    config: Stage2Config,
+    start: LatentPolicy | None = None,
 ) -> dict[str, Any]:
     """One clone for each number of labels, in a folder of its own; those that are finished are skipped.
+
+    Args:
+        title: shown beside the progress bar.
+        counts: numbers of labels.
+        targets: what each of them is to imitate.
+        config, start: see :func:`clone`.
 
     Returns:
         ``by_labels``: number of labels -> what :func:`clone` returns.
@@ -134,7 +160,7 @@ def clone_for_each(
         if folder.done() is None:
             torch.manual_seed(stage_seed(ctx, f"{stage.name}/{count}"))
             folder.begin({"labels": count}, fresh=False)
-            folder.finish(clone(ctx, stage.name, folder, f"{title}, {count} labels", targets(count), steps))
+            folder.finish(clone(ctx, stage.name, folder, f"{title}, {count} labels", targets(count), config, start))
         results[str(count)] = folder.require_done(stage.name)["results"]
     return {"by_labels": results}
 

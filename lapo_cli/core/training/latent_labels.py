@@ -49,6 +49,34 @@ def labelled_pairs(
     return latents, actions
 
 
+def played_pairs(
+    ctx: Context,
+    idm: InverseDynamicsModel,
+    frames: NDArray[np.uint8],
+    first: NDArray[np.bool_],
+    actions: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Latent and true actions of the agent's own play; no window crosses an episode.
+
+    Args:
+        frames: (T + 1, N, H, W, 3).
+        first: (T + 1, N), whether a frame begins an episode.
+        actions: (T, N) int64, on any device.
+
+    Returns:
+        z (P, la_dim) float16 and the actions (P,) of the windows, on the devices of the model and of ``actions``.
+    """
+    steps, envs = np.nonzero(~first[1:-1] & ~first[2:])  # row t of these is the window around frame t + 1
+    windows = (
+        torch.from_numpy(np.stack([frames[steps[part] + offset, envs[part]] for offset in range(3)], axis=1)).to(
+            ctx.compute.device
+        )
+        for part in (slice(start, start + CHUNK) for start in range(0, len(steps), CHUNK))
+    )
+    latents = [z.to(torch.float16) for z in latent_actions(ctx, idm, windows)]
+    return torch.cat(latents), actions[torch.from_numpy(steps) + 1, torch.from_numpy(envs)]
+
+
 def labelled_frames(ctx: Context, train: FrameStore) -> NDArray[np.int64]:
     """Centres of the labelled windows in the order in which labels are granted: N labels are those of the first N."""
     windows = train.labelled(train.video().windows(ctx.config.data.max_frames))

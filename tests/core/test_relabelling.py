@@ -1,0 +1,102 @@
+"""Relabelling: what the clones start from, offline and online, and that an interruption changes nothing."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from lapo_cli.core.config import Config
+from lapo_cli.core.pipeline import Options, run_all
+from lapo_cli.core.progress import Silent, Task
+from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.training.context import Context
+from tests.core.tiny_config import run
+
+MakeContext = Callable[..., Context]
+_SMALL = ("model.policy_size=16", "relabel.env_steps=256", "relabel.steps=30", "relabel.lr=1e-9", "stage2.lr_start=0")
+
+
+def _weights(ctx: Context, folder: str) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = safetensors.torch.load_file(ctx.seed_dir.path / folder / "model.safetensors")
+    return weights
+
+
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("stage", ["relabel", "online-relabel"])
+def test_clones_start_from_the_latent_policy_where_they_are_to(context: MakeContext, stage: str, warm: bool) -> None:
+    """At a learning rate of nothing they stay where they start."""
+    ctx = context(*_SMALL, f"relabel.warm_start={str(warm).lower()}", "stage2.weight_decay=0", "online.steps=384")
+    for name in ("idm", "policy", stage):
+        run(ctx, name)
+    start = _weights(ctx, "policy")
+    clone = _weights(ctx, "relabel/labels-64" if stage == "relabel" else "online-relabel/clone")
+    for name in ("trunk.convs.0.weight", "trunk.convs.11.conv1.bias", "hidden.weight"):
+        close = torch.allclose(clone[f"agent.policy.{name}"], start[f"policy.{name}"], atol=1e-5)
+        assert close == warm, name
+
+
+def test_ppo_continues_with_the_last_layers_of_the_clone(context: MakeContext) -> None:
+    rates = [f"online.{layer}.{key}=0" for layer in ("action_head", "hidden") for key in ("start", "peak")]
+    ctx = context(*_SMALL, "online.steps=768", *rates)
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    results = run(ctx, "online-relabel").results
+    assert results["env_steps"] == 768  # 256 of random play among them
+    clone, tuned = _weights(ctx, "online-relabel/clone"), _weights(ctx, "online-relabel")
+    changed = {name for name, value in clone.items() if not torch.equal(value, tuned[name])}
+    assert {name.split(".")[2] for name in changed if name.startswith("agent.policy")} == {"head", "hidden"}
+
+
+class _Interrupt(Silent):
+    """Progress that interrupts the task of that name in its middle."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._hit = name, False
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        self._hit = self._name in name
+        yield self
+
+    def update(self, done: int, **metrics: float) -> None:
+        if self._hit:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("during", ["clone of what", "stage 3 online-relabel"])
+def test_an_interrupted_run_ends_as_an_unbroken_one(context: MakeContext, tmp_path: Path, during: str) -> None:
+    unbroken = context(*_SMALL[:-2], "online.steps=768", "relabel.warm_start=true")
+    for name in ("idm", "policy"):
+        run(unbroken, name)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("idm", "policy"):
+        (copy / name).symlink_to(unbroken.seed_dir.path / name)
+    broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=copy))
+    run(unbroken, "online-relabel")
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(broken, progress=_Interrupt(during)), "online-relabel")
+    run(broken, "online-relabel")
+    for folder in ("online-relabel/clone", "online-relabel"):
+        one, other = _weights(unbroken, folder), _weights(broken, folder)
+        for name, value in one.items():
+            assert torch.equal(value, other[name]), (folder, name)
+
+
+def test_stages_that_the_configuration_names_are_in_the_chain_and_the_table(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    config = tiny("extra_stages=relabel,online-relabel", "relabel.env_steps=256", "relabel.steps=3", "online.steps=384")
+    made = RunDir.create(tmp_path / "run", config, "paper")
+    titles = [row.title for row in run_all(made, ["maze"], [0], Options("cpu", data_dir), Silent()).rows]
+    assert "LAPO relabelled and cloned, 64 labelled frames" in titles
+    assert "LAPO relabelled online, then PPO, 384 steps" in titles
+    done = json.loads((made.path / "maze" / "seed-0" / "online-relabel" / "done.json").read_text())
+    assert 0 <= done["results"]["clone"]["val/accuracy"] <= 1
