@@ -117,6 +117,10 @@ class ModelConfig(Section):
     idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
     policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")
+    policy_trunk: Literal["impala", "compact"] = Field(
+        default="impala",
+        description="The policy's trunk, the baselines' too: the paper's, or one of two fifths of its cost.",
+    )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
     )
@@ -156,6 +160,9 @@ class Stage1Config(_Scheduled):
     change_weight: float = Field(
         0.0, ge=0, description="Extra weight of pixels that change, as a multiple of their mean weight; 0: the paper's."
     )
+    shift: int = Field(
+        0, ge=0, le=16, description="Most pixels by which a window's frames are shifted at random, together; 0: none."
+    )
     eval_every: int = Field(500, ge=1, description="Steps between measurements on held-out data.")
     probe_pairs: int = Field(65_536, ge=64, description="Labelled pairs to train the probe, and as many to test it.")
     probe_epochs: int = Field(3, ge=1, description="Epochs of the probe's training.")
@@ -170,6 +177,9 @@ class Stage2Config(_Scheduled):
     lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(1_000, ge=0, description="Steps of the warm-up.")
+    shift: int = Field(
+        0, ge=0, le=16, description="Most pixels by which frames are shifted at random, also those of clones; 0: none."
+    )
     target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS, "latent")] = Field(
         default_factory=lambda: POLICY_TARGETS.get("latent").model_validate({}), description="What the policy predicts."
     )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lapo_cli.core.models.impala import HIDDEN, ImpalaTrunk
+from lapo_cli.core.models.impala import HIDDEN, TRUNKS
 from lapo_cli.core.models.policy_targets.base import PolicyTarget
 
 
@@ -14,12 +14,13 @@ class Policy(nn.Module):
         scale: k of the trunk.
         size: pixels per side of the frame.
         out: what the head gives: action logits, or what a policy target asks for.
+        trunk: which of :data:`TRUNKS`.
     """
 
-    def __init__(self, scale: int, size: int, out: int) -> None:
+    def __init__(self, scale: int, size: int, out: int, trunk: str = "impala") -> None:
         super().__init__()
         self.size = size
-        self.trunk = ImpalaTrunk(3, scale, size)
+        self.trunk = TRUNKS[trunk](3, scale, size)
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
         self.head = nn.Linear(HIDDEN, out)
 
@@ -36,10 +37,11 @@ class LatentPolicy(Policy):
         scale: k of the trunk.
         size: pixels per side of the frame.
         target: what the head predicts.
+        trunk: which of :data:`TRUNKS`.
     """
 
-    def __init__(self, scale: int, size: int, target: PolicyTarget) -> None:
-        super().__init__(scale, size, target.num_outputs)
+    def __init__(self, scale: int, size: int, target: PolicyTarget, trunk: str = "impala") -> None:
+        super().__init__(scale, size, target.num_outputs, trunk)
         self.target = target
 
     def latent_action(self, features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
-from lapo_cli.core.models.frames import normalize
+from lapo_cli.core.models.frames import normalize, shifted
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
@@ -85,7 +85,8 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
-        frames = normalize(next(batches), model.frame_size)
+        windows = shifted(next(batches), config.shift, stage_seed(ctx, "shifts"), step)
+        frames = normalize(windows, model.frame_size)
         loss, metrics = joint_loss(idm, world_model, frames, compute, config.change_weight)
         optimizer.zero_grad()
         loss.backward()

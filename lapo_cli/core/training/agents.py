@@ -58,11 +58,12 @@ class ScratchAgent(Agent):
         size: pixels per side the network sees.
         num_actions: how many actions it chooses from.
         compute: where and how it runs.
+        trunk: which of :data:`TRUNKS`.
     """
 
-    def __init__(self, scale: int, size: int, num_actions: int, compute: Compute) -> None:
+    def __init__(self, scale: int, size: int, num_actions: int, compute: Compute, trunk: str = "impala") -> None:
         super().__init__()
-        self.policy = Policy(scale, size, num_actions)
+        self.policy = Policy(scale, size, num_actions, trunk)
         # A small first policy is close to uniform, as PPO wants it.
         nn.init.orthogonal_(self.policy.head.weight, 0.01)
         nn.init.zeros_(self.policy.head.bias)

@@ -89,7 +89,7 @@ def direct_agent_of(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
         CorruptDataError: the header does not describe one.
     """
     model = model_of(about)
-    agent = ScratchAgent(model.policy_scale, model.policy_size, actions_of(about), compute)
+    agent = ScratchAgent(model.policy_scale, model.policy_size, actions_of(about), compute, model.policy_trunk)
     compute.place(agent)
     return agent
 
@@ -104,7 +104,7 @@ def build_world_model(model: ModelConfig) -> WorldModel:
 
 def build_latent_policy(model: ModelConfig, target: PolicyTargetConfig, quantizer: Quantizer) -> LatentPolicy:
     """The latent policy of a configuration, untrained, for latent actions of that quantizer."""
-    return LatentPolicy(model.policy_scale, model.policy_size, target.build(quantizer))
+    return LatentPolicy(model.policy_scale, model.policy_size, target.build(quantizer), model.policy_trunk)
 
 
 def latent_policy_of(about: Mapping[str, Any]) -> LatentPolicy:
