@@ -1,6 +1,5 @@
 """``lapo train-expert`` and ``lapo record``: your own demonstrations."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,23 +11,6 @@ from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import ENVIRONMENTS
 
 
-class Method(StrEnum):
-    """How an expert is trained."""
-
-    ppo = "ppo"
-    dagger = "dagger"
-
-    @property
-    def stage(self) -> str:
-        """Name of the stage that trains it."""
-        return {"ppo": "expert", "dagger": "dagger"}[self]
-
-    @property
-    def steps(self) -> str:
-        """Key of the number of its environment steps."""
-        return {"ppo": "expert.steps", "dagger": "dagger.frames"}[self]
-
-
 def train_expert(
     game: GameName,
     overrides: Overrides,
@@ -37,27 +19,20 @@ def train_expert(
     output: Output,
     preset: PresetName = "paper",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the levels and the actions.")] = 0,
-    method: Annotated[
-        Method, typer.Option(help="Reinforcement learning from scratch, or imitation of the game's planner by frames.")
-    ] = Method.ppo,
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Environment steps; short for --set expert.steps=N or dagger.frames=N.",
-            show_default="the preset's",
-        ),
+        typer.Option(min=1, help="Environment steps; short for --set expert.steps=N.", show_default="the preset's"),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/GAME-expert-PRESET")] = None,
     reconfigure: Reconfigure = False,
 ) -> None:
-    """Train an expert to record: PPO from scratch with Procgen's standard settings, or a student of the planner.
+    """Train an expert to record: PPO from scratch with Procgen's standard settings.
 
     'lapo evaluate RUN_DIR' evaluates it on unseen levels.
     """
     with terminal(output) as here:
         ENVIRONMENTS.get(game)
-        config = overrides.on_preset(preset, *([] if steps is None else [f"{method.steps}={steps}"]))
+        config = overrides.on_preset(preset, *([] if steps is None else [f"expert.steps={steps}"]))
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
@@ -65,7 +40,7 @@ def train_expert(
         where = run_dir or Path("runs", f"{game}-expert-{preset}")
         run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         options = acting.options(wandb=logging.wandb)
-        results = pipeline.run_stage(run, method.stage, [run.seed_dir(game, seed)], options, here.progress)
+        results = pipeline.run_stage(run, "expert", [run.seed_dir(game, seed)], options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 
 

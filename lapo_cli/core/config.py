@@ -295,26 +295,6 @@ class ExpertConfig(ReinforcementConfig):
     )
 
 
-class DaggerConfig(_Scheduled):
-    """A student of the game's planner, to be recorded (Ross et al., 2011)."""
-
-    frames: int = Field(262_144, ge=1, description="Frames that are played and labelled by the planner.")
-    num_envs: int = Field(64, ge=1, description="Parallel environments.")
-    num_steps: int = Field(32, ge=1, description="Steps of each environment per round of play.")
-    handover: float = Field(
-        0.15, ge=0, le=1, description="Share of the rounds over which the student takes over from the planner."
-    )
-    teacher_share: float = Field(
-        0.1, ge=0, le=1, description="Share of the environments that the planner drives from then on."
-    )
-    steps: int = Field(20_000, ge=1, description="Training steps, spread over the rounds.")
-    batch_size: int = Field(128, ge=1, description="Frames per step, of all that were played so far.")
-    lr: float = Field(1e-3, gt=0, lt=1, description="Peak learning rate.")
-    lr_start: float = Field(1e-5, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
-    lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
-    warmup: int = Field(100, ge=0, description="Steps of the warm-up.")
-
-
 class OnlineConfig(ReinforcementConfig):
     """Decoding by reinforcement learning, and its baselines at the same number of steps (paper, section 5.1)."""
 
@@ -358,7 +338,6 @@ class Config(Section):
     relabel: RelabelConfig = RelabelConfig()
     online: OnlineConfig = OnlineConfig()
     expert: ExpertConfig = ExpertConfig()
-    dagger: DaggerConfig = DaggerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     plugins: dict[str, SerializeAsAny[Section]] = Field(
         default_factory=dict, validate_default=True, description="Sections of the stages that plugins add."

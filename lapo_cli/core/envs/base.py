@@ -80,9 +80,6 @@ class Planner(Protocol):
     def act(self, states: Sequence[bytes]) -> "NDArray[np.int64]":
         """Actions (N,) int64 for N saved states."""
 
-    def probabilities(self, states: Sequence[bytes]) -> "NDArray[np.float64]":
-        """How good each action is in N saved states, (N, num_actions), as probabilities; what DAgger learns from."""
-
 
 @dataclass(frozen=True)
 class EnvSpec:

@@ -37,8 +37,6 @@ _WORTH = np.append(_DISCOUNT ** np.arange(_END), 0.0)
 class BigFish:
     """Follows the first leg of the best course."""
 
-    temperature = 0.1
-
     def __init__(self) -> None:
         self._action = _NOOP
         self._left = 0
@@ -50,15 +48,9 @@ class BigFish:
         if stuck:
             self._action, self._left = _NOOP + stuck, 1
         elif self._left == 0 or state.last_action != self._action:
-            self._action, self._left = int(_scores(state).argmax()), _LEGS[0]
+            self._action, self._left = _best_action(state), _LEGS[0]
         self._left -= 1
         return self._action
-
-    def scores(self, state: GameState) -> Floats:
-        """(15,) the worth of each action, to be compared."""
-        player = state.player
-        stuck = 3 * _stuck(player["x"], player["rx"]) + _stuck(player["y"], player["ry"])
-        return np.where(np.arange(15) == _NOOP + stuck, 0.0, -np.inf) if stuck else _scores(state)
 
 
 def _stuck(at: float, radius: float) -> int:
@@ -66,8 +58,7 @@ def _stuck(at: float, radius: float) -> int:
     return int(at + _INSIDE * radius >= _SIZE) - int(at - _INSIDE * radius < 0)
 
 
-def _scores(state: GameState) -> Floats:
-    """(15,) what the best course that begins with each action is worth."""
+def _best_action(state: GameState) -> int:
     player = state.player
     x = courses(player["x"], player["vx"], _STEPS, _MAX_SPEED, player["rx"], _SIZE - player["rx"])
     y = courses(player["y"], player["vy"], _STEPS, _MAX_SPEED, player["ry"], _SIZE - player["ry"])
@@ -84,11 +75,8 @@ def _scores(state: GameState) -> Floats:
     if state.time > 0 and state.last_action < 9:
         score += _STEER * (_PUSHES[:, 0] != state.last_action // 3 - 1)[:, None]
         score += _STEER * (_PUSHES[:, 0] != state.last_action % 3 - 1)
-    best = np.full(15, -np.inf)
-    for across in (-1, 0, 1):
-        for up in (-1, 0, 1):
-            best[across * 3 + up + _NOOP] = score[_PUSHES[:, 0] == across][:, _PUSHES[:, 0] == up].max()
-    return best
+    across, up = divmod(int(score.argmax()), len(y))
+    return int(_PUSHES[across, 0]) * 3 + int(_PUSHES[up, 0]) + _NOOP
 
 
 def _first_meeting(fish: NDArray[np.void], player: np.void, x: Floats, y: Floats, margin: float) -> NDArray[np.int64]:

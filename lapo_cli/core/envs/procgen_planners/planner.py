@@ -1,15 +1,13 @@
 """The planner of a game: for each level a bot, which reads the state of the game."""
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lapo_cli.core.envs.procgen_planners.state import GameState, parse_state
-
-NUM_ACTIONS = 15
 
 
 class Bot(Protocol):
@@ -17,21 +15,6 @@ class Bot(Protocol):
 
     def act(self, state: GameState) -> int:
         """The action to take in this state; another one may have been taken in the last."""
-        ...
-
-
-@runtime_checkable
-class ScoringBot(Bot, Protocol):
-    """A bot that can say how good each action is, so that near equals need not be told apart by who watches.
-
-    Attributes:
-        temperature: of the softmax that turns its scores into probabilities.
-    """
-
-    temperature: float
-
-    def scores(self, state: GameState) -> NDArray[np.float64]:
-        """(15,) the worth of each action."""
         ...
 
 
@@ -54,23 +37,10 @@ class Planner:
 
     def act(self, states: Sequence[bytes]) -> NDArray[np.int64]:
         """Actions (N,) int64 for the N saved states."""
-        return np.array([bot.act(state) for bot, state in self._bots_for(states)])
+        return np.array([self._act(number, parse_state(saved)) for number, saved in enumerate(states)])
 
-    def probabilities(self, states: Sequence[bytes]) -> NDArray[np.float64]:
-        """(N, 15): a softmax of each bot's scores where it has some, else all on its action."""
-        result = np.zeros((len(states), NUM_ACTIONS))
-        for row, (bot, state) in zip(result, self._bots_for(states), strict=True):
-            if isinstance(bot, ScoringBot):
-                scores = bot.scores(state)
-                weights = np.exp((scores - scores.max()) / bot.temperature)
-                row[:] = weights / weights.sum()
-            else:
-                row[bot.act(state)] = 1
-        return result
-
-    def _bots_for(self, states: Sequence[bytes]) -> Iterator[tuple[Bot, GameState]]:
-        for number, state in enumerate(map(parse_state, states)):
-            bot = self._bots[number]
-            if bot is None or state.time == 0:
-                bot = self._bots[number] = self._make_bot(state, self._rng)
-            yield bot, state
+    def _act(self, number: int, state: GameState) -> int:
+        bot = self._bots[number]
+        if bot is None or state.time == 0:
+            bot = self._bots[number] = self._make_bot(state, self._rng)
+        return bot.act(state)
