@@ -119,8 +119,9 @@ class Program(TyperGroup):
 
 def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     """Print what went wrong; the exit code."""
-    if isinstance(error, OutputError) and isinstance(error.__cause__, BrokenPipeError):
-        return error.exit_code  # The reader has seen enough, as in 'lapo info | head -1'.
+    if isinstance(error.__cause__ if isinstance(error, OutputError) else error, BrokenPipeError):
+        _discard(sys.stdout)  # Help is written by Typer, not by _write.
+        return OutputError.exit_code  # The reader has seen enough, as in 'lapo info | head -1'.
     message, code = _explain(error)
     stderr = _stderr()
     if debug:

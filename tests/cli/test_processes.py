@@ -152,7 +152,7 @@ def test_a_closed_stdout_is_one_sentence(environment: dict[str, str], words: lis
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["info", "--json"], ["download", "--list"], ["info", "--help"]])
+@pytest.mark.parametrize("words", [["info", "--json"], ["download", "--list"], ["run-all", "--help"]])
 def test_a_reader_that_leaves_is_no_error_to_report(environment: dict[str, str], words: list[str]) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
