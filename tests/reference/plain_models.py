@@ -58,7 +58,8 @@ def plain_normalize(frames: Tensor, size: int = 64) -> Tensor:
     """(..., 64, 64, 3) uint8 -> (..., 3, size, size): means of square blocks, / 255 - 0.5."""
     x = frames.float() / 255 - 0.5
     block = 64 // size
-    x = x.unflatten(-2, (size, block)).unflatten(-4, (size, block)).mean((-4, -2))
+    if block > 1:
+        x = x.unflatten(-2, (size, block)).unflatten(-4, (size, block)).mean((-4, -2))
     return x.movedim(-1, -3).contiguous()
 
 
