@@ -15,10 +15,10 @@ from lapo_cli.core.data.store import SPLITS, UNLABELLED, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
 from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
-from lapo_cli.core.evaluation.rollout import rollout, uniform
 from lapo_cli.core.pipeline import Options, evaluate, run_all, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.training.rollout import rollout, uniform
 
 Known = Callable[[str, NDArray[np.int64]], NDArray[np.bool_]]
 _FRAMES = 192

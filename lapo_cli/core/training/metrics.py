@@ -14,6 +14,9 @@ from lapo_cli.core.files import atomic_write_text, disk_full_as_error
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.context import Context
 
+EVALUATED = "eval/episodic_return"
+"""Mean return of a training's policy on unseen levels, with ``_std`` (of single returns); ``eval/episodes`` of them."""
+
 
 class MetricsLog:
     """Appends numbers under a step; lines past ``resume_at``, written before a kill, are dropped first.
