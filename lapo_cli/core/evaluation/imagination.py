@@ -21,6 +21,7 @@ from lapo_cli.core.training.stage import stage_seed
 HORIZON = 12
 SEQUENCES = 128
 STRIPS = 4
+_ERROR_GAIN = 4
 _CHANGED = 0.02  # of the range of a normalized pixel, as in stage 1
 
 
@@ -118,12 +119,13 @@ def _errors(world: Imagination, real: Tensor, inferred: Tensor, rolled: Tensor) 
 
 
 def _strips(world: Imagination, real: Tensor, inferred: Tensor) -> NDArray[np.uint8]:
-    """Cells of o_t, o_{t+1}, the prediction and their difference, for the sequences in which most pixels change."""
+    """Cells of o_t, o_{t+1}, the prediction and four times its error, for the sequences in which most pixels change."""
     changed = ((real[:, 2] - real[:, 1]).abs().amax(1) > _CHANGED).float().mean((1, 2))
     chosen = changed.argsort(descending=True)[: len(real) // 2][:: max(1, len(real) // 2 // STRIPS)][:STRIPS]
     before, after = real[chosen, 1], real[chosen, 2]
     predicted = world.step(real[chosen, 0], before, inferred[chosen, 0])
-    difference = (predicted - after).abs().amax(1, keepdim=True).expand_as(after) - 0.5
+    error = (predicted - after).abs().amax(1, keepdim=True).expand_as(after)
+    difference = (_ERROR_GAIN * error).clamp(max=1) - 0.5
     return _pixels(torch.stack([before, after, predicted, difference], 1))
 
 

@@ -168,7 +168,7 @@ def over_games_online(run: RunResults) -> Panel | None:
         return None
     lines += [Line(label, paper.STEPS, values, published=True) for label, values in paper.ONLINE.values()]
     return Panel(
-        f"{_of_games(games)} beside the paper's 16",
+        f"{_of_games(games)} beside the mean of the paper's 16",
         "; ".join(f"{line.label}: {line.mean[0]:.2f} to {line.mean[-1]:.2f}" for line in lines),
         f"Dashed: {paper.NOTE}. A point at 0 steps is drawn at the left end.",
         lambda axes: curves.draw(axes, lines, x_label="environment steps", y_label="normalized return", log=10),
@@ -192,7 +192,7 @@ def over_games_offline(run: RunResults, rows: Sequence[PolicyRow]) -> Panel | No
         return None
     lines.append(Line("paper: decoded offline", paper.LABELS, paper.OFFLINE, published=True))
     return Panel(
-        f"{_of_games(games)} beside the paper's 16",
+        f"{_of_games(games)} beside the mean of the paper's 16",
         "; ".join(f"{line.label}: {line.mean[0]:.2f} to {line.mean[-1]:.2f}" for line in lines),
         f"Dashed: {paper.NOTE}.",
         lambda axes: curves.draw(axes, lines, x_label="labelled frames", y_label="normalized return", log=2),
@@ -201,7 +201,7 @@ def over_games_offline(run: RunResults, rows: Sequence[PolicyRow]) -> Panel | No
 
 
 def _of_games(games: Sequence[str]) -> str:
-    return f"This run's {games[0]}" if len(games) == 1 else f"The mean of this run's {len(games)} games"
+    return games[0] if len(games) == 1 else f"Mean of {len(games)} games"
 
 
 def action_names(seed: SeedResults) -> list[str]:
@@ -323,7 +323,8 @@ def error_panel(seed: SeedResults) -> Panel | None:
     if seed.imagined is None:
         return None
     errors, trusted = seed.imagined["errors"], horizon.trusted_steps(seed.imagined["errors"])
-    ends = "to the end of what was measured" if trusted == seed.imagined["horizon"] else f"for {trusted} steps"
+    for_steps = "for 1 step" if trusted == 1 else f"for {trusted} steps"
+    ends = "to the end of what was measured" if trusted == seed.imagined["horizon"] else for_steps
     note = (
         f"Rollouts under the latent actions that were inferred from {seed.imagined['sequences']} real sequences are "
         f"closer to what happened than repeating the first frame {ends}: look at the films no further than that."
@@ -409,6 +410,6 @@ def _clip(policy: Policy, level: int) -> films.Clip | None:
         return None
     frames: NDArray[np.uint8] = films.clips_of(file, about)[level]
     returns = about.get("returns")
-    caption = "" if returns is None else f"return of this episode: {returns[level]:.4g}"
+    caption = "recorded" if returns is None else f"return of this episode: {returns[level]:.4g}"
     label = policy.title if level == 0 else f"level {level + 1}"
     return films.Clip(label, caption, frames, about.get("every", 1))

@@ -19,6 +19,7 @@ from lapo_cli.core.errors import CorruptDataError, LapoError, RunDirError
 from lapo_cli.core.evaluation import evaluate, measurements, sheets
 from lapo_cli.core.files import read_json
 from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
+from lapo_cli.core.training.checkpoints import IDM, POLICY
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
 
 _T = TypeVar("_T")
@@ -299,6 +300,8 @@ def _read_seed(folder: SeedDir, reader: _Reader) -> SeedResults:
             if stage is not None:
                 stages[stage.name] = stage
     evaluations = list(_evaluations(folder, reader))
+    order = {IDM: 0, POLICY: 1, **{evaluation["stage"]: evaluation["order"] for evaluation in evaluations}}
+    stages = dict(sorted(stages.items(), key=lambda item: order.get(item[0], max(order.values()) + 1)))
     policies = [_policy(folder, evaluation) for evaluation in evaluations]
     reference: Reference = (None, None)
     for found in (demonstrations, *evaluations):

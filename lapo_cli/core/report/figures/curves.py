@@ -59,7 +59,7 @@ def draw(
         axes.set_xscale("log", base=log)
     ticks = sorted({x for line in lines for x in line.x if x > 0})
     if log == 2 and len(ticks) <= 12:
-        axes.set_xticks(ticks, [_short(tick) for tick in ticks], minor=False)
+        axes.set_xticks(ticks, [f"{tick / 1024:g}k" if tick >= 1024 else f"{tick:g}" for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
     else:
         axes.xaxis.set_major_formatter(lambda x, position: _short(x))

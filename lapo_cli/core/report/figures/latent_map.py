@@ -8,6 +8,7 @@ from matplotlib import patheffects
 from lapo_cli.core.report.figures.style import FAINT, Axes, color, legend_below, marker
 
 _MOST = 10
+_LEAST_NAMED = 0.05
 
 
 def draw(
@@ -39,7 +40,9 @@ def draw(
         )  # fmt: skip
     if rest:
         axes.plot([], [], ".", color=FAINT, label="others")
-    for number, group in enumerate(shown[:6]):
+    for number, group in enumerate(shown):
+        if (known == group).mean() < _LEAST_NAMED:
+            break  # In the middle of the others, where names would cover one another.
         x, y = np.median(place[known == group], axis=0)
         axes.text(
             x, y, names[group], color="white", fontsize=7.5, fontweight="bold", ha="center", va="center",
@@ -48,7 +51,7 @@ def draw(
     axes.set_xlabel(axis_names[0])
     axes.set_ylabel(axis_names[1])
     axes.tick_params(labelbottom=False, labelleft=False)
-    legend_below(axes, 3)
+    legend_below(axes, 3, markerscale=2)
 
 
 def _darker(of: str) -> str:

@@ -26,7 +26,7 @@ _SETTINGS: dict[str, Any] = {
     "text.parse_math": False,  # A name with two dollar signs is no formula.
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -35,7 +35,7 @@ _SETTINGS: dict[str, Any] = {
     "grid.alpha": 0.25,
     "grid.color": FAINT,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
 _UNUSED_ID = re.compile(r' id="(?!fig-)[^"]*"')
@@ -51,13 +51,14 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def legend_below(axes: Axes, columns: int = 2) -> None:
-    """A legend below the axes, where it covers no data; none without labels."""
+def legend_below(axes: Axes, columns: int = 2, **options: Any) -> None:
+    """A legend half an inch below the axes, where it covers no data; none without labels."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
+        height = axes.get_position().height * axes.figure.get_figheight()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45 / height), ncols=columns, **options)
 
 
-def svg(draw: Draw, name: str, *, width: float = 4.6, height: float = 3.1) -> str:
+def svg(draw: Draw, name: str, *, width: float = 4.3, height: float = 3.0) -> str:
     """One panel as an SVG element for an HTML page, whose text is text and follows the page's colours.
 
     Args:
