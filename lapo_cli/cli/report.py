@@ -10,7 +10,11 @@ from lapo_cli.cli.terminal import terminal
 
 RunPaths = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN_DIR...", help="Run directories; of several, a comparison is written into the first."),
+    typer.Argument(
+        metavar="RUN_DIR...",
+        help="A run directory, or a folder of one game or seed in it; of several runs, a comparison is written into the "
+        "first.",
+    ),
 ]
 
 

@@ -6,6 +6,7 @@ A measurement is made again when, and only when, what it was made from has chang
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 
 import lapo_cli
 from lapo_cli.core.data.store import FrameStore
-from lapo_cli.core.errors import LapoError
+from lapo_cli.core.errors import LapoError, MissingInputError
 from lapo_cli.core.evaluation import imagination, latents, sheets
 from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import fingerprint
@@ -30,9 +31,10 @@ _VERSION = 1
 
 
 def measure(ctx: Context) -> None:
-    """Make all measurements that are not there yet; what lacks its data or its stage is noted and left out."""
-    try:
+    """Make all measurements that are not there yet; a finished stage 1 that cannot be measured is noted."""
+    with suppress(MissingInputError):  # An expert needs no data.
         demonstrations(ctx)
+    try:
         made = ctx.seed_dir.stage(IDM).done()
         if made is not None:
             source = [made["outputs"], ctx.open_store("test").manifest.fingerprint, latents.projection()]

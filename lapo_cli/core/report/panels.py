@@ -46,11 +46,13 @@ class Reel:
     Attributes:
         title, note: as for a panel.
         films: what plays.
+        start: the frame that is shown first.
     """
 
     title: str
     note: str
     films: list[Film] = field(default_factory=list)
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -357,6 +359,7 @@ def imagination(seed: SeedResults, most_bytes: int) -> Reel | None:
         f"predictions differ most): {seed.imagined['horizon']} steps under the same latent action, the most typical of "
         "its cluster, each prediction fed back as the next frame.",
         films.encode(clips, most_bytes),
+        max(1, horizon.trusted_steps(seed.imagined["errors"])),
     )
 
 

@@ -51,6 +51,6 @@ for (const player of document.querySelectorAll(".player")) {
   slider.addEventListener("input", () => { if (timer !== null) stop(); show(Number(slider.value)); });
   Promise.all(films.map((film) => film.sheet.decode())).then(() => {
     player.dataset.ready = "yes";
-    show(0);
+    show(Math.min(Number(player.dataset.start), last));
   });
 }
