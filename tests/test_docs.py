@@ -28,7 +28,7 @@ _PLUGINS = sorted((_ROOT / "tests" / "plugins").glob("*.py"))
 _GROUPS = {registry.group for registry in (ENVIRONMENTS, SOURCES, QUANTIZERS, POLICY_TARGETS, STAGES, LAUNCHERS)}
 _BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 _DOTTED = re.compile(r"[a-z]\w*(\.[a-z]\w*)+")
-_FILE = re.compile(r".*\.(py|md|ya?ml|jsonl?|png|npz|safetensors|toml)")
+_FILE = re.compile(r".*\.(py|md|html|ya?ml|jsonl?|png|npz|safetensors|toml)")
 
 
 def _blocks(text: str, language: str) -> list[str]:

@@ -77,7 +77,7 @@ def _check(python: str | Path, home: Path, plugins: list[Path]) -> Any:
     assert [row["policy"] for row in made["rows"]] == _POLICIES
     assert all(row["normalized"] is not None for row in made["rows"])
     stages = {path.name for path in (home / "run" / "dots" / "seed-0").iterdir() if path.is_dir()}
-    assert stages == {"idm", "policy", "offline", "online", "scratch", "constant", "evaluation"}
+    assert stages == {"idm", "policy", "offline", "online", "scratch", "constant", "evaluation", "measurements"}
     again = _document(_lapo(python, "evaluate", "run", "--quiet", "--json", plugins=plugins, home=home))
     assert again["rows"] == made["rows"]
     return made

@@ -10,6 +10,7 @@ from lapo_cli.cli.evaluate import evaluate
 from lapo_cli.cli.info import info
 from lapo_cli.cli.options import grouped
 from lapo_cli.cli.record import record, train_expert
+from lapo_cli.cli.report import report
 from lapo_cli.cli.run_all import run_all
 from lapo_cli.cli.terminal import Program
 from lapo_cli.cli.train import decode_offline, finetune_online, run_stage, train_idm, train_policy
@@ -26,7 +27,7 @@ app = typer.Typer(
 
 _PANELS = {
     "All stages": (run_all,),
-    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
+    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, report, run_stage),
     "Your own demonstrations": (train_expert, record),
     "Information": (info,),
 }

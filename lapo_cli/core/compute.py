@@ -1,5 +1,6 @@
 """The device that computes, and the precision it computes in."""
 
+import platform
 import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +27,13 @@ class Compute:
     def is_cuda(self) -> bool:
         """Whether the device is a GPU."""
         return self.device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """The device in words."""
+        if self.is_cuda:
+            return torch.cuda.get_device_name(self.device)
+        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which a forward pass runs."""

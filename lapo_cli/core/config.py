@@ -316,6 +316,8 @@ class EvaluationConfig(Section):
     episodes: int = Field(256, ge=2, description="Episodes per policy.")
     num_envs: int = Field(128, ge=1, description="Most parallel environments.")
     max_episode_steps: int = Field(100_000, ge=1, description="Environment steps after which an episode should end.")
+    curve_points: int = Field(8, ge=0, description="Evaluations during a training by PPO, after the one at its start.")
+    curve_episodes: int = Field(64, ge=2, description="Episodes of each of these.")
 
 
 class Config(Section):

@@ -13,12 +13,15 @@ from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config, section_of
 from lapo_cli.core.data.download import ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
-from lapo_cli.core.errors import LapoError, MissingInputError, UsageError, describe, one_line
+from lapo_cli.core.errors import EnvironmentUnavailableError, LapoError, MissingInputError, describe, one_line
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
+from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.launchers.base import LAUNCHERS
 from lapo_cli.core.progress import Progress
-from lapo_cli.core.report import figures
+from lapo_cli.core.report.images import draw_learning_curve, write_images
+from lapo_cli.core.report.page import REPORT, write_report
+from lapo_cli.core.report.results import read_run
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.context import Context
@@ -107,29 +110,41 @@ def run_stage(
     results = []
     for ctx in contexts:
         results.append(stages.run_stage(ctx, stage))
-        figures.draw_learning_curve(results[-1].path)
+        draw_learning_curve(results[-1].path)
     return results
 
 
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
-    """Evaluate every policy found at or below ``path`` (or the one ``path`` lies in) and write the table there.
+    """Evaluate every policy found at or below ``path`` (or the one ``path`` lies in) and measure its latent actions.
+
+    The table is written at ``path``, the report into the run directory. What cannot act here is noted among the
+    failures, and what has been kept of it stays in the report.
 
     Raises:
-        UsageError: there is no environment for any of it.
         MissingInputError: nothing there is finished.
     """
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
-    reasons = [needs_environment(ctx) for ctx in contexts]
-    if all(reasons):
-        raise UsageError(f"Nothing can be evaluated, since {reasons[0]}: give one that fits by --plugin FILE.")
     only = _stage_of(path, contexts)
-    if all(len(candidates(ctx, only)) <= 1 for ctx in contexts):
+    names = [stage.name for stage in STAGES.values() if only in (None, stage.name)]
+    if not any(ctx.seed_dir.stage(name).done() for ctx in contexts for name in names):
         raise MissingInputError(
-            f"{path} holds no finished policy that can act: run 'lapo decode-offline {run.path}', 'lapo "
-            f"finetune-online {run.path}' or 'lapo train-expert GAME --run-dir {run.path}' first."
+            f"{path} holds no finished stage: run 'lapo train-idm GAME --run-dir {run.path}' or 'lapo train-expert "
+            f"GAME --run-dir {run.path}' first."
         )
+    failures, notes, played = [], [], []
     with run.lock():
-        return _summarize(contexts, [], path.absolute(), only)
+        for ctx in contexts:
+            reason = needs_environment(ctx)
+            if reason is not None:
+                notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
+            try:
+                for candidate in candidates(ctx, only):
+                    episodic_returns(ctx, candidate)
+                played.append(replace(ctx, fresh=False))
+            except EnvironmentUnavailableError as error:
+                failures.append(Failure(ctx.game, ctx.seed_dir.seed, one_line(str(error))))
+            measure(ctx)
+        return _summarize(run, played, failures, path.absolute(), only, list(dict.fromkeys(notes)))
 
 
 def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, progress: Progress) -> Summary:
@@ -153,7 +168,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         kept = replace(options, fresh=False)
         done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
         finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
-        return _summarize(finished, failures, run.path, None, _left_out(finished))
+        return _summarize(run, finished, failures, run.path, None, _left_out(finished))
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
@@ -206,6 +221,7 @@ class Chain:
                 progress.log(f"{self.game}, seed {self.seed}: {result.stage} was finished before.")
         for candidate in candidates(ctx):
             episodic_returns(ctx, candidate)
+        measure(ctx)
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
@@ -252,14 +268,21 @@ def _left_out(contexts: list[Context]) -> list[str]:
 
 
 def _summarize(
-    contexts: list[Context], failures: list[Failure], path: Path, only: str | None, notes: Sequence[str] = ()
+    run: RunDir,
+    contexts: list[Context],
+    failures: list[Failure],
+    path: Path,
+    only: str | None,
+    notes: Sequence[str] = (),
 ) -> Summary:
     folder = path if path.is_dir() else path.parent
     summary = compare(contexts, failures, folder, only)
     summary.notes.extend(notes)
-    seed_dirs: dict[str, list[Path]] = {}
-    for ctx in contexts:
-        seed_dirs.setdefault(ctx.game, []).append(ctx.seed_dir.path)
-    summary.files.extend(figures.draw(folder, summary.rows, seed_dirs))
+    results = read_run(run.path)
+    shown = {(ctx.game, ctx.seed_dir.seed) for ctx in contexts}
+    of_path = [seed for seed in results.seeds if (seed.game, seed.seed) in shown]
+    summary.files.extend(write_images(replace(results, seeds=of_path), folder))
+    summary.files.append(run.path / REPORT)
     summary.write()
+    write_report(run.path)  # Last, because it reads the summary.
     return summary

@@ -55,7 +55,7 @@ WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 _LOCK = ".lock"
 _STATE_MAGIC = b"lapo-state-1"
-_STAMPS = ("key", "label", "lapo_version", "torch_version")
+_STAMPS = ("key", "label", "lapo_version", "torch_version", "device")
 _AGAIN = "run that stage again with --fresh"
 
 
@@ -141,7 +141,7 @@ class StageDir:
             )
         return done
 
-    def begin(self, key: Mapping[str, Any], *, fresh: bool, label: str = "") -> bool:
+    def begin(self, key: Mapping[str, Any], *, fresh: bool, label: str = "", device: str = "") -> bool:
         """Make the folder ready to work in.
 
         Nothing is deleted: a finished or half-finished stage that is replaced is set aside as ``<stage>.old-<n>``.
@@ -150,6 +150,7 @@ class StageDir:
             key: all the stage depends on: configuration sections, seed, and inputs by fingerprint.
             fresh: start over: what is there is set aside too.
             label: what reports call the stage.
+            device: what it is begun on, for reports.
 
         Returns:
             False if the stage is done already, for just this key.
@@ -163,7 +164,7 @@ class StageDir:
                 set_aside(self.path)
         marker = self.path / "config.yaml"
         if not marker.exists():
-            stamps = zip(_STAMPS, (digest, label, lapo_cli.__version__, str(torch.__version__)), strict=True)
+            stamps = zip(_STAMPS, (digest, label, lapo_cli.__version__, str(torch.__version__), device), strict=True)
             content = {**dict(stamps), **json.loads(json.dumps(key))}
             atomic_write_text(marker, yaml.safe_dump(content, sort_keys=False))
         return True

@@ -15,10 +15,10 @@ from lapo_cli.core.data.store import SPLITS, UNLABELLED, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
 from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
-from lapo_cli.core.evaluation.rollout import rollout, uniform
 from lapo_cli.core.pipeline import Options, evaluate, run_all, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.training.rollout import rollout, uniform
 
 Known = Callable[[str, NDArray[np.int64]], NDArray[np.bool_]]
 _FRAMES = 192
@@ -66,7 +66,7 @@ def test_frames_of_any_size_without_actions_train_both_models(
     _store(options.data_dir, shape=shape)
     summary = run_all(run, ["mine"], [0], options, Silent())
     assert summary.failures == summary.rows == []
-    assert _made(run) == {"idm", "policy"}
+    assert _made(run) == {"idm", "policy", "measurements"}
     assert "of copying's" in summary.notes[0]
     assert summary.notes[1:] == [
         "mine: offline was left out, since the train frames of mine have no true actions.",
@@ -84,9 +84,10 @@ def test_what_cannot_be_done_without_actions_and_environment_is_said(run: RunDir
     for stage, reason in (("offline", "no true actions"), ("online", "no environment"), ("scratch", "no environment")):
         with pytest.raises(UsageError, match=rf"Stage '{stage}' cannot be run: .*{reason}"):
             run_stage(run, stage, seed_dirs, options, Silent())
-    with pytest.raises(UsageError, match="Nothing can be evaluated, since there is no environment for mine"):
-        evaluate(run, run.path, options, Silent())
-    assert _made(run) == {"idm", "policy"}
+    summary = evaluate(run, run.path, options, Silent())
+    assert summary.rows == summary.failures == []
+    assert "mine: nothing can be evaluated, since there is no environment for mine to act in." in summary.notes
+    assert _made(run) == {"idm", "policy", "measurements"}
 
 
 @pytest.mark.parametrize(
@@ -212,4 +213,4 @@ def test_a_crash_in_the_middle_of_an_episode_loses_no_stage(
     monkeypatch.setitem(ENVIRONMENTS._items, "faulty", EnvSpec("faulty", 5, make=partial(_Faulty, "none")))
     assert run_all(run, ["faulty"], [0], options, Silent()).failures == []
     assert {file: file.stat().st_mtime_ns for file in weights} == weights
-    assert _made(run, "faulty") == {"idm", "policy", "offline", "online", "scratch", "evaluation"}
+    assert _made(run, "faulty") == {"idm", "policy", "offline", "online", "scratch", "evaluation", "measurements"}

@@ -32,7 +32,7 @@ from lapo_cli.core.progress import Silent
 from lapo_cli.core.recording.demonstrations import TEST_SEEDS, Recorded, record_demonstrations
 from lapo_cli.core.recording.players import NetworkPlayer, PlannerPlayer, Player, load_player
 from lapo_cli.core.recording.record import Member, record
-from lapo_cli.core.report.figures import draw_learning_curve
+from lapo_cli.core.report.images import draw_learning_curve
 from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.training.agents import Act, ScratchAgent
 from lapo_cli.core.training.checkpoints import header
@@ -336,7 +336,8 @@ def test_a_learning_curve_is_drawn_once_there_is_one(tmp_path: Path) -> None:
     stage.mkdir(parents=True)
     draw_learning_curve(stage)
     assert list(stage.iterdir()) == []
-    lines = [{"step": step, "seconds": 1.0, "charts/episodic_return": float(step)} for step in (10, 20)]
+    point = {"seconds": 1.0, "eval/episodic_return": 5.0, "eval/episodic_return_std": 1.0, "eval/episodes": 64}
+    lines = [{"step": step, **point} for step in (0, 20)]
     (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     draw_learning_curve(stage)
     assert (stage / "learning-curve.png").stat().st_size > 1000

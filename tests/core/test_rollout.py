@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
-from lapo_cli.core.evaluation.rollout import Episodes, rollout, uniform
 from lapo_cli.core.progress import Silent
+from lapo_cli.core.training.rollout import Episodes, rollout, uniform
 
 _CPU = torch.device("cpu")
 

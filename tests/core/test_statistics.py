@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import GAMES
-from lapo_cli.core.evaluation.statistics import mean_return
+from lapo_cli.core.evaluation.statistics import (
+    estimate,
+    interquartile_mean,
+    mean_return,
+    mean_score,
+    median_score,
+    performance_profile,
+    probability_of_improvement,
+    scores,
+)
 from lapo_cli.core.evaluation.summary import ALL_GAMES, make_row, with_mean_of_games
 
 
@@ -79,3 +89,51 @@ def test_the_mean_of_games_takes_policies_that_all_games_have() -> None:
     means = with_mean_of_games(rows)[len(rows) :]
     assert [(row.game, row.method) for row in means] == [(ALL_GAMES, "a")]
     assert means[0].normalized == pytest.approx((rows[0].normalized + rows[2].normalized) / 2)
+
+
+def _runs(seed: int, shift: float = 0.0) -> dict[str, list[NDArray[np.float64]]]:
+    rng = np.random.default_rng(seed)
+    return {game: [rng.normal(i + shift, 1, 32) for _ in range(3)] for i, game in enumerate("abcdef")}
+
+
+def test_statistics_over_games_are_those_of_plain_formulas() -> None:
+    of = scores(_runs(0))
+    flat = np.sort(np.concatenate([runs[:, 0] for runs in of.values()]))
+    means = [runs.mean() for runs in of.values()]
+    assert mean_score(of)[0] == pytest.approx(flat.mean())
+    assert median_score(of)[0] == pytest.approx(np.median(means))
+    assert interquartile_mean(of)[0] == pytest.approx(flat[4:14].mean())  # 18 runs: int(18 / 4) are cut on either side
+    over = scores(_runs(1, shift=0.5))
+    wins = [np.mean([[x > y for x in of[game][:, 0]] for y in over[game][:, 0]]) for game in of]
+    assert probability_of_improvement(of, over)[0] == pytest.approx(np.mean(wins))
+    assert probability_of_improvement(of, of)[0] == pytest.approx(0.5)
+    profile = performance_profile(of, np.array([-100.0, 2.0, 100.0]))[:, 0]
+    assert profile.tolist() == [1.0, pytest.approx((flat > 2.0).mean()), 0.0]
+
+
+def test_games_are_fixed_in_the_bootstrap_and_seeds_and_episodes_are_not() -> None:
+    # Games differ by far more than seeds: an interval that resampled games would be wide.
+    found = estimate(mean_score, _runs(2))
+    assert found.low < found.mean < found.high
+    assert found.high - found.low < 0.5
+    apart = {"a": [np.full(8, 0.0), np.full(8, 1.0)], "b": [np.full(8, 0.0), np.full(8, 1.0)]}
+    wide = estimate(mean_score, apart)
+    assert (wide.low, wide.high) == (0.0, 1.0)
+    one_seed = estimate(mean_score, {"a": [np.array([0.0, 1.0] * 8)]})
+    assert 0 < one_seed.low < 0.5 < one_seed.high < 1
+
+
+def test_improvement_is_certain_where_every_run_is_better() -> None:
+    better, worse = _runs(3, shift=50.0), _runs(3)
+    found = estimate(probability_of_improvement, better, worse)
+    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_statistics_over_games_are_those_of_rliable() -> None:
+    metrics = pytest.importorskip("rliable.metrics", reason="rliable is not installed", exc_type=ImportError)
+    of, over = scores(_runs(4)), scores(_runs(5))
+    one, other = (np.stack([runs[:, 0] for runs in found.values()], axis=1) for found in (of, over))
+    assert mean_score(of)[0] == pytest.approx(metrics.aggregate_mean(one))
+    assert median_score(of)[0] == pytest.approx(metrics.aggregate_median(one))
+    assert interquartile_mean(of)[0] == pytest.approx(metrics.aggregate_iqm(one))
+    assert probability_of_improvement(of, over)[0] == pytest.approx(metrics.probability_of_improvement(one, other))

@@ -27,6 +27,8 @@ TINY = (
     "online.decoder_from=100",
     "evaluation.episodes=4",
     "evaluation.num_envs=4",
+    "evaluation.curve_points=0",
+    "evaluation.curve_episodes=2",
 )
 
 

@@ -1,7 +1,11 @@
-"""Evaluates the policies that finished stages offer, and keeps each one's episodes until the policy changes."""
+"""Evaluates the policies that finished stages offer, and keeps each one's episodes until the policy changes.
+
+``<game>/seed-<n>/evaluation/`` holds, for each policy, ``<policy>.json`` with its returns and ``<policy>.webp`` with a
+film of the first levels; and what :mod:`lapo_cli.core.evaluation.measurements` adds.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +17,21 @@ from typing_extensions import TypedDict
 import lapo_cli
 from lapo_cli.core.config import EvaluationConfig
 from lapo_cli.core.errors import LapoError
-from lapo_cli.core.evaluation.rollout import rollout, uniform
+from lapo_cli.core.evaluation import sheets
+from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS, demonstrations
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
 from lapo_cli.core.files import atomic_write_json, read_json
-from lapo_cli.core.run_dir import StageDir, fingerprint
+from lapo_cli.core.run_dir import Done, StageDir, fingerprint
 from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.rollout import Film, Filming, rollout, uniform
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_environment, stage_seed
 
 FOLDER = "evaluation"
 RANDOM_POLICY = "random policy"
-DEMONSTRATIONS = "demonstrations (expert)"
+FILMING = Filming(levels=9, frames=100, every=2)
+"""What is filmed of every policy; all policies of a game and seed start on the same levels."""
+_CURVE = {"curve_points", "curve_episodes"}  # settings of trainings
 
 
 class _Kept(TypedDict):
@@ -38,10 +46,18 @@ _KEPT = TypeAdapter(_Kept)
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy to be evaluated, and a fingerprint of its weights."""
+    """A policy to be evaluated.
+
+    Attributes:
+        fingerprint: of its weights.
+        stage: that offers it; empty for the random policy.
+        order: its place among the policies.
+    """
 
     policy: TrainedPolicy
     fingerprint: str
+    stage: str = ""
+    order: int = 0
 
 
 def candidates(ctx: Context, only: str | None = None) -> list[Candidate]:
@@ -62,7 +78,12 @@ def _of_stages(ctx: Context, only: str | None) -> Iterator[Candidate]:
         if only in (None, stage.name) and is_current(ctx, stage, folder):
             done = folder.require_done(stage.command_for(ctx))
             for policy in stage.policies(ctx, folder):
-                yield Candidate(policy, fingerprint([done["outputs"], done["key"], policy.name]))
+                yield Candidate(policy, policy_fingerprint(done, policy.name), stage.name, stage.order)
+
+
+def policy_fingerprint(done: Done, name: str) -> str:
+    """Fingerprint of the weights of a finished stage's policy of that name."""
+    return fingerprint([done["outputs"], done["key"], name])
 
 
 def is_current(ctx: Context, stage: Stage, folder: StageDir) -> bool:
@@ -86,7 +107,7 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
     """
     settings: EvaluationConfig = ctx.config.evaluation
     policy, seed = candidate.policy, stage_seed(ctx, "levels of evaluation")
-    key = fingerprint([candidate.fingerprint, settings.model_dump(), seed])
+    key = fingerprint([candidate.fingerprint, settings.model_dump(exclude=_CURVE), seed, astuple(FILMING)])
     file = ctx.seed_dir.path / FOLDER / f"{policy.name}.json"
     if file.exists() and not ctx.fresh:
         kept = read_json(file, _KEPT, "delete it and run 'lapo evaluate' again")
@@ -102,9 +123,15 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         device=ctx.compute.device,
         progress=ctx.progress,
         title=ctx.title(f"evaluating {policy.method}"),
+        filming=FILMING,
     )
+    assert episodes.film is not None
     content = {
         "key": key,
+        "stage": candidate.stage,
+        "fingerprint": candidate.fingerprint,
+        "order": candidate.order,
+        "name": policy.name,
         "method": policy.method,
         "labels": policy.labels,
         "env_steps": policy.env_steps,
@@ -112,11 +139,25 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         "lapo_version": lapo_cli.__version__,
         "levels": "unseen in training",
         "level_seed": seed,
+        "reference_returns": [ctx.env.random_return, ctx.env.expert_return],
+        "film": _write_film(file.with_suffix(".webp"), episodes.film),
         "returns": episodes.returns.tolist(),
         "lengths": episodes.lengths.tolist(),
     }
     atomic_write_json(file, content)
     return episodes.returns
+
+
+def _write_film(file: Path, film: Film) -> dict[str, Any]:
+    """Write a film as a sheet of all levels' frames one after another; returns its description, JSON-like."""
+    levels, frames = film.frames.shape[:2]
+    return {
+        **sheets.write(file, film.frames.reshape(levels * frames, *film.frames.shape[2:])),
+        "levels": levels,
+        "every": FILMING.every,
+        "lengths": film.lengths,
+        "returns": film.returns,
+    }
 
 
 def compare(contexts: list[Context], failures: list[Failure], folder: Path, only: str | None = None) -> Summary:
@@ -151,12 +192,10 @@ def compare(contexts: list[Context], failures: list[Failure], folder: Path, only
 def _demonstrations(ctx: Context) -> list[Row]:
     """The row of the recorded episodes that ended; none where the data has been removed since, or none ended."""
     try:
-        returns = ctx.open_store("train").episode_returns()
+        returns = demonstrations(ctx)
     except LapoError:
         return []
-    if len(returns) == 0:
-        return []
-    return [make_row(ctx.env, DEMONSTRATIONS, [returns])]
+    return [make_row(ctx.env, DEMONSTRATIONS, [returns])] if len(returns) else []
 
 
 def _health(contexts: Iterable[Context]) -> Iterator[str]:

@@ -141,6 +141,20 @@ def load_idm(ctx: Context) -> InverseDynamicsModel:
     return idm.eval().requires_grad_(False)
 
 
+def load_world_model(ctx: Context) -> WorldModel:
+    """The trained world model of a game and seed, frozen and in evaluation mode.
+
+    Raises:
+        MissingInputError: stage 1 is not finished.
+        CorruptDataError: its weights are damaged.
+    """
+    stage = require_stage(ctx, IDM)
+    world_model = build_world_model(model_of(read_about(stage.path / WEIGHTS)))
+    stage.load_weights({"world_model": world_model})
+    ctx.compute.place(world_model)
+    return world_model.eval().requires_grad_(False)
+
+
 def load_policy(ctx: Context) -> LatentPolicy:
     """The trained latent policy of a game and seed, frozen.
 

@@ -14,9 +14,12 @@ from lapo_cli.core.files import atomic_write_text, disk_full_as_error
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.context import Context
 
+EVALUATED = "eval/episodic_return"
+"""Mean return of a training's policy on unseen levels, with ``_std`` (of single returns); ``eval/episodes`` of them."""
+
 
 class MetricsLog:
-    """Appends numbers under a step; lines past ``resume_at``, written before a kill, are dropped first.
+    """Appends numbers under a step; lines past ``resume_at``, written before a kill, are dropped first, or all at 0.
 
     Raises:
         UsageError: Weights & Biases was requested and is not installed.
@@ -24,10 +27,12 @@ class MetricsLog:
 
     def __init__(self, folder: Path, ctx: Context, resume_at: int) -> None:
         self._file = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= resume_at]
+        kept = [line for line in read_metrics(folder) if resume_at and line["step"] <= resume_at]
         atomic_write_text(self._file, "".join(json.dumps(line) + "\n" for line in kept))
         self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_at + 1, write_to_disk=True)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=resume_at + 1 if resume_at else 0, write_to_disk=True
+        )
         self._wandb = _wandb_run(folder, ctx) if ctx.wandb else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

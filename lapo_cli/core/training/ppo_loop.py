@@ -1,4 +1,9 @@
-"""Training by PPO: checkpoints, metrics, progress and the latest returns."""
+"""Training by PPO: checkpoints, metrics, progress, and evaluations on the way.
+
+The returns of training episodes that ended recently favour short episodes, so they are no learning curve. The curve is
+made of evaluations: at evenly spaced updates, the first included, the policy as it is then plays a fixed number of
+episodes on levels of its own, the same ones each time, and every episode that it starts is counted.
+"""
 
 import math
 from collections import deque
@@ -7,14 +12,19 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lapo_cli.core.compute import Compute
+from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.loop import Stateful, TrainingLoop
+from lapo_cli.core.training.metrics import EVALUATED
 from lapo_cli.core.training.ppo import PPO, Rollout
-from lapo_cli.core.training.stage import TrainedPolicy
+from lapo_cli.core.training.rollout import rollout
+from lapo_cli.core.training.stage import TrainedPolicy, stage_seed
 
 _RECENT_EPISODES = 100
 
@@ -33,16 +43,19 @@ class PPOLoop:
     def __init__(
         self, ctx: Context, stage: StageDir, title: str, ppo: PPO, state: Mapping[str, Stateful] | None = None
     ) -> None:
-        self._ppo = ppo
+        self._ppo, self._ctx = ppo, ctx
         self._episodes = _Episodes()
         per_update = ppo.config.ppo.num_envs * ppo.config.ppo.num_steps
+        updates = math.ceil(ppo.config.steps / per_update)
+        points = ctx.config.evaluation.curve_points
+        self._evaluated_after = {round(updates * i / points) for i in range(points + 1)} if points else set()
         self._loop = TrainingLoop(
             stage,
             ctx,
             title,
-            math.ceil(ppo.config.steps / per_update),
+            updates,
             {"ppo": ppo, "episodes": self._episodes, **(state or {})},
-            show=("charts/episodic_return", "losses/entropy", "losses/explained_variance"),
+            show=(EVALUATED, "losses/entropy", "losses/explained_variance"),
             unit="environment step",
             scale=per_update,
             read_every=1,
@@ -59,15 +72,43 @@ class PPOLoop:
             keep_frames: whether the rollout after so many environment steps should hold its frames; by default none.
         """
         with closing(self._ppo):
+            if self._loop.start == 0:
+                self._evaluate(0)
             for update in self._loop:
-                rollout = self._ppo.collect(keep_frames=keep_frames is not None and keep_frames(self._ppo.env_steps))
-                self._loop.record(self._ppo.update(rollout))
-                yield update + 1, rollout
-                self._episodes.add(rollout.returns)
-                if rollout.all_ended:
-                    lengths = {"charts/episodic_length": float(np.mean(rollout.lengths))} if rollout.lengths else {}
-                    returns = {"charts/episodic_return": float(np.mean(self._episodes.recent))}
+                collected = self._ppo.collect(keep_frames=keep_frames is not None and keep_frames(self._ppo.env_steps))
+                self._loop.record(self._ppo.update(collected))
+                yield update + 1, collected
+                self._episodes.add(collected.returns)
+                if collected.all_ended:
+                    lengths = {"charts/episodic_length": float(np.mean(collected.lengths))} if collected.lengths else {}
+                    returns = {"charts/recent_training_return": float(np.mean(self._episodes.recent))}
                     self._loop.log(update, {**returns, **lengths})
+                self._evaluate(update + 1)
+
+    def _evaluate(self, updates: int) -> None:
+        """A point of the curve, if one is due after so many updates. Training's random numbers are not touched."""
+        if updates not in self._evaluated_after:
+            return
+        settings = self._ctx.config.evaluation
+        played = rollout(
+            self._act,
+            self._ctx.env,
+            episodes=settings.curve_episodes,
+            num_envs=settings.num_envs,
+            max_episode_steps=settings.max_episode_steps,
+            seed=stage_seed(self._ctx, "levels of the learning curve"),
+            device=self._ctx.compute.device,
+            progress=Silent(),
+            title="",
+        )
+        values = {EVALUATED: played.returns.mean(), f"{EVALUATED}_std": played.returns.std(ddof=1)}
+        self._loop.log(updates - 1, {**{k: float(v) for k, v in values.items()}, "eval/episodes": len(played.returns)})
+
+    @torch.no_grad()
+    def _act(self, frames: Tensor) -> Tensor:
+        # Not by calling the agent, whose compiled form would be compiled again for every number of unfinished episodes.
+        logits: Tensor = self._ppo.agent.forward(*self._ppo.agent.encode(frames))[0]
+        return logits
 
     def results(self) -> dict[str, Any]:
         """The results of the stage."""

@@ -183,7 +183,7 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
             same = {**key, "precision": begun.get("precision")}
             if begun.get("key") == fingerprint(same):
                 ctx, key = ctx.with_precision(same["precision"]), same
-        skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label)
+        skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
         if not skipped:
             torch.manual_seed(stage_seed(ctx, stage.name))
             folder.finish(stage.run(ctx, folder))

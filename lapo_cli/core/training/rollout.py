@@ -14,16 +14,66 @@ from lapo_cli.core.training.agents import Act
 
 
 @dataclass(frozen=True)
+class Film:
+    """The beginnings of the first episodes of the first environments.
+
+    Attributes:
+        frames: (L, T, H, W, 3) uint8, of L episodes; zeros after an episode's end.
+        lengths: how many of the T frames each has.
+        returns: of the whole episodes, also of those that are longer than the film.
+    """
+
+    frames: NDArray[np.uint8]
+    lengths: list[int]
+    returns: list[float]
+
+
+@dataclass(frozen=True)
+class Filming:
+    """What is to be filmed: so many frames, one every so many steps, of one episode on each of so many levels."""
+
+    levels: int
+    frames: int
+    every: int
+
+
+@dataclass(frozen=True)
 class Episodes:
     """Episodes of one policy, in the order of their environments.
 
     Attributes:
         returns: (E,) float64, undiscounted and unscaled.
         lengths: (E,) int64, in environment steps.
+        film: of the first environments, if it was requested.
     """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
+    film: Film | None = None
+
+
+class _Camera:
+    """Keeps frames of the environments' first episodes while they are played."""
+
+    def __init__(self, filming: Filming, frames: NDArray[np.uint8]) -> None:
+        self._every = filming.every
+        levels = min(filming.levels, len(frames))
+        self._frames = np.zeros((levels, filming.frames, *frames.shape[1:]), np.uint8)
+        self._lengths = np.zeros(levels, np.int64)
+
+    def take(self, frames: NDArray[np.uint8], steps: NDArray[np.int64], playing_first: NDArray[np.bool_]) -> None:
+        """Frames (N, H, W, 3), steps into the episode (N,), and whether that is an environment's first episode (N,)."""
+        levels, most = self._frames.shape[:2]
+        for i in np.flatnonzero(playing_first[:levels] & (steps[:levels] % self._every == 0)):
+            if self._lengths[i] < most:
+                self._frames[i, self._lengths[i]] = frames[i]
+                self._lengths[i] += 1
+
+    def film(self, returns: list[list[float]]) -> Film:
+        """What was taken, cut to the longest; ``returns`` are those of every environment's episodes."""
+        longest = int(self._lengths.max())
+        levels = len(self._lengths)
+        return Film(self._frames[:, :longest], self._lengths.tolist(), [returns[i][0] for i in range(levels)])
 
 
 def uniform(num_actions: int) -> Act:
@@ -46,6 +96,7 @@ def rollout(
     device: torch.device,
     progress: Progress,
     title: str,
+    filming: Filming | None = None,
 ) -> Episodes:
     """Act for exactly ``episodes`` episodes.
 
@@ -56,6 +107,7 @@ def rollout(
         num_envs: most environments at once.
         max_episode_steps: an episode that is longer is taken for one that never ends.
         seed: of levels and of action sampling.
+        filming: what to film; by default nothing.
 
     Raises:
         EnvironmentUnavailableError: nothing can act here.
@@ -72,8 +124,11 @@ def rollout(
     busy = np.arange(num_envs)
     try:
         _, obs, _ = envs.observe()
+        camera = None if filming is None else _Camera(filming, obs)
         with progress.task(title, episodes, "episode") as task:
             while len(busy):
+                if camera is not None:
+                    camera.take(obs, steps, np.array([not r for r in returns]))
                 frames = torch.from_numpy(obs[busy]).to(device)
                 probabilities = act(frames).float().softmax(1).cpu()
                 actions = np.zeros(num_envs, np.int64)
@@ -96,4 +151,5 @@ def rollout(
                 task.update(int(played.sum()))
     finally:
         envs.close()
-    return Episodes(np.concatenate(returns), np.concatenate(lengths))
+    film = None if camera is None else camera.film(returns)
+    return Episodes(np.concatenate(returns), np.concatenate(lengths), film)

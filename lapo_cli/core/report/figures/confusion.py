@@ -1,0 +1,32 @@
+"""Which true actions the members of each cluster of latent actions have."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lapo_cli.core.report.figures.style import Axes
+
+
+def counts(clusters: Sequence[int], actions: Sequence[int | None], num_actions: int) -> NDArray[np.int64]:
+    """How often each cluster has each action, (clusters, num_actions), of the members whose action is known."""
+    table = np.zeros((max(clusters, default=-1) + 1, num_actions), np.int64)
+    for cluster, action in zip(clusters, actions, strict=True):
+        if action is not None:
+            table[cluster, action] += 1
+    return table
+
+
+def draw(axes: Axes, table: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Counts (rows, columns) as shares of their rows, written into the cells; columns that never occur are left out."""
+    occur = np.flatnonzero(table.sum(0))
+    share = table[:, occur] / np.maximum(1, table.sum(1, keepdims=True))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(share):
+        if value >= 0.005:
+            dark = "white" if value > 0.5 else "#10263a"
+            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=dark, fontsize=7)
+    axes.set_xticks(range(len(occur)), [columns[i] for i in occur], rotation=45, ha="right", fontsize=7.5)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
+    axes.set_xlabel("true action (numbers: % of the row)")
+    axes.grid(visible=False)

@@ -1,0 +1,34 @@
+"""Prediction error of the world model against the number of steps that it predicts ahead."""
+
+from collections.abc import Mapping, Sequence
+
+from lapo_cli.core.report.figures.style import Axes, color, legend_below, marker
+
+NAMES = {
+    "rollout": "rollout: predictions fed back",
+    "one step": "one step from real frames",
+    "copying": "repeating the first frame",
+}
+
+
+def trusted_steps(errors: Mapping[str, Sequence[float]]) -> int:
+    """For how many steps from the start a rollout is closer to what happened than repeating the first frame."""
+    for step, (rolled, copied) in enumerate(zip(errors["rollout"], errors["copying"], strict=True)):
+        if rolled >= copied:
+            return step
+    return len(errors["rollout"])
+
+
+def draw(axes: Axes, errors: Mapping[str, Sequence[float]]) -> None:
+    """Mean squared errors (H,) by kind of prediction."""
+    for number, (kind, name) in enumerate(NAMES.items()):
+        of_kind = errors[kind]
+        axes.plot(
+            range(1, len(of_kind) + 1), of_kind, color=color(number), marker=marker(number), markersize=4, label=name
+        )
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("steps ahead")
+    axes.set_ylabel("mean squared error")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    legend_below(axes, 1)

@@ -1,0 +1,187 @@
+"""The tables of the report: policies, statistics over games, stages, and configuration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.errors import ConfigError
+from lapo_cli.core.evaluation import statistics
+from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
+from lapo_cli.core.report import paper
+from lapo_cli.core.report.results import Policy, RunResults, SeedResults, normalized, title_of
+
+Key = tuple[str, int | None, int | None]
+_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class PolicyRow:
+    """One policy of one game, pooled over training seeds.
+
+    Attributes:
+        run: the name of its run.
+        stage: that trained it.
+        estimate: of the mean return.
+        published: the paper's return of the same method, where it has one.
+    """
+
+    run: str
+    game: str
+    stage: str
+    key: Key
+    estimate: Estimate
+    normalized: float | None
+    episodes: int
+    seeds: int
+    published: float | None
+
+    @property
+    def title(self) -> str:
+        """The policy in words."""
+        return title_of(self.key)
+
+
+def pooled(seeds: Sequence[SeedResults]) -> dict[Key, list[Policy]]:
+    """The policies of a game's seeds by what they have in common, in the order of tables."""
+    found: dict[Key, list[Policy]] = {}
+    for policy in sorted(
+        (p for seed in seeds for p in seed.policies), key=lambda p: (p.order, p.method, p.labels or 0)
+    ):
+        found.setdefault(policy.key, []).append(policy)
+    return found
+
+
+def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
+    """A row for every policy of a game."""
+    rows = []
+    for run in runs:
+        seeds = run.of(game)
+        for key, policies in pooled(seeds).items():
+            recorded = not policies[0].stage and policies[0].order > 0
+            # All seeds of a game see the same demonstrations.
+            returns = [policy.returns for policy in policies[: 1 if recorded else None]]
+            found = mean_return(returns)
+            stage = "expert" if recorded else policies[0].stage
+            rows.append(
+                PolicyRow(
+                    run.name,
+                    game,
+                    policies[0].stage,
+                    key,
+                    found,
+                    normalized(found.mean, seeds[0].reference),
+                    sum(map(len, returns)),
+                    len(returns),
+                    paper.published(game, stage, key[1]),
+                )
+            )
+    return rows
+
+
+def scores_of(run: RunResults) -> dict[Key, tuple[str, Returns]]:
+    """Stage and normalized returns of every policy that was trained on all of a run's games."""
+    games = [game for game in run.games if run.of(game)[0].normalize(0.0) is not None]
+    found: dict[Key, dict[str, list[NDArray[np.float64]]]] = {}
+    stages: dict[Key, str] = {}
+    for game in games:
+        reference = run.of(game)[0].reference
+        for key, policies in pooled(run.of(game)).items():
+            if policies[0].order == 0 or policies[0].stage:
+                stages[key] = policies[0].stage
+                found.setdefault(key, {})[game] = [_normalized(policy.returns, reference) for policy in policies]
+    return {key: (stages[key], of) for key, of in found.items() if len(of) == len(games)}
+
+
+def _normalized(returns: NDArray[np.float64], reference: tuple[float | None, float | None]) -> NDArray[np.float64]:
+    random, expert = reference
+    assert random is not None
+    assert expert is not None
+    return (returns - random) / (expert - random)
+
+
+@dataclass(frozen=True)
+class StatisticsRow:
+    """One policy over all games: estimates by the names of :data:`STATISTICS`, and of the improvement over scratch."""
+
+    run: str
+    title: str
+    statistics: dict[str, Estimate]
+    improvement: Estimate | None
+
+
+STATISTICS = {
+    "mean": statistics.mean_score,
+    "median": statistics.median_score,
+    "interquartile mean": statistics.interquartile_mean,
+}
+
+
+def statistics_rows(run: RunResults) -> list[StatisticsRow]:
+    """A row for every policy that was trained on all games."""
+    of_run = scores_of(run)
+    scratch = next((returns for stage, returns in of_run.values() if stage == _SCRATCH), None)
+    rows = []
+    for key, (stage, returns) in of_run.items():
+        found = {name: estimate(statistic, returns) for name, statistic in STATISTICS.items()}
+        better = None
+        if scratch is not None and stage != _SCRATCH:
+            better = estimate(statistics.probability_of_improvement, returns, scratch)
+        rows.append(StatisticsRow(run.name, title_of(key), found, better))
+    return rows
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage of one game and seed, as it ran."""
+
+    run: str
+    game: str
+    seed: int
+    stage: str
+    done: bool
+    steps: str
+    time: str
+    rate: str
+    device: str
+    versions: str
+
+
+def stage_rows(run: RunResults) -> Iterator[StageRow]:
+    """A row for every stage of every game and seed."""
+    for seed in run.seeds:
+        for stage in seed.stages.values():
+            about, seconds = stage.about, stage.seconds
+            rate = "-" if not seconds else f"{stage.steps / seconds:,.1f}"
+            device = " ".join(str(about[name]) for name in ("device", "precision") if about.get(name))
+            versions = f"lapo {about.get('lapo_version', '?')}, torch {about.get('torch_version', '?')}"
+            steps, time = (f"{stage.steps:,}" if stage.steps else "-"), ("-" if seconds is None else _time(seconds))
+            yield StageRow(run.name, seed.game, seed.seed, stage.label, stage.done, steps, time, rate, device, versions)
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def changed_keys(run: RunResults) -> dict[str, tuple[str, str]]:
+    """Keys of the configuration that differ from the preset's: key -> the preset's value and the run's."""
+    try:
+        preset = _flat(load_config(run.run.preset).model_dump(mode="json"))
+    except ConfigError:
+        return {}
+    mine = _flat(run.run.config.model_dump(mode="json"))
+    return {
+        key: (str(preset.get(key, "-")), str(value)) for key, value in mine.items() if preset.get(key, "-") != value
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
