@@ -28,6 +28,7 @@ _LAYERS = (
             "run_dir",
             "progress",
             "errors",
+            "extras",
             "files",
             "compute",
             "interrupts",
