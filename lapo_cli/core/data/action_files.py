@@ -1,8 +1,8 @@
 """Files of true actions for the frames of clips, as ``lapo import --actions`` reads them.
 
 - ``.csv``: a line per frame whose action is known, ``frame,action`` or, for several clips, ``clip,frame,action``, after
-  an optional line with these names. ``frame`` counts the frames of the clip as they are decoded, from 0; ``clip`` is the
-  name of its file or folder.
+  an optional line with these names. ``frame`` counts the frames of the clip as they are decoded, from 0; ``clip`` is
+  the name of its file or folder.
 - ``.npy``, for a single clip: integers (N,), the action of every frame from the first on, or (K, 2), frame and action.
 """
 

@@ -385,13 +385,13 @@ def require_size(path: Path, width: int, height: int) -> None:
 def _at_rate(clip: Clip, frames: Iterable[_Decoded], fps: float) -> Iterator[_Decoded]:
     """The frame that is shown at each multiple of 1 / fps after the beginning of its run."""
     shown: _Decoded | None = None
-    begun, ticks, starts = 0.0, 0, True
+    begun, ticks, starts, step = 0.0, 0, True, 1 / fps
 
     def until(time: float) -> Iterator[_Decoded]:
         nonlocal ticks, starts
         assert shown is not None
-        while begun + ticks / fps < time - 1e-6:
-            yield _Decoded(shown.picture, shown.index, begun + ticks / fps, starts)
+        while (tick := begun + ticks / fps) < time - 1e-6:
+            yield _Decoded(shown.picture, shown.index, tick, starts)
             ticks, starts = ticks + 1, False
 
     for frame in frames:
@@ -399,20 +399,14 @@ def _at_rate(clip: Clip, frames: Iterable[_Decoded], fps: float) -> Iterator[_De
             raise UsageError(
                 f"The frames of {clip.path} have no times, so their rate cannot be changed: leave out --fps."
             )
-        if shown is not None:
-            # The last frame of a run is shown once.
-            yield from until(_shown_until(shown, fps) if frame.starts else frame.time)
+        if shown is not None and shown.time is not None:
+            step = step if frame.starts else frame.time - shown.time
+            yield from until(shown.time + step)
         if frame.starts:
-            begun, ticks, starts = frame.time, 0, True
+            begun, ticks, starts, step = frame.time, 0, True, 1 / fps
         shown = frame
-    if shown is not None:
-        yield from until(_shown_until(shown, fps))
-
-
-def _shown_until(frame: _Decoded, fps: float) -> float:
-    """The end of a frame after which nothing is known."""
-    assert frame.time is not None
-    return frame.time + 1 / fps
+    if shown is not None and shown.time is not None:
+        yield from until(shown.time + step)  # How long the last one is shown is not known: as long as the one before.
 
 
 class _Resizer:
