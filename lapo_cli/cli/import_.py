@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import DataDir, Output
+from lapo_cli.cli.options import DataDir, Output, Preparing
 from lapo_cli.cli.tables import stores_table
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import ENVIRONMENTS
@@ -14,6 +14,7 @@ from lapo_cli.core.errors import UsageError
 
 def import_(
     data_dir: DataDir,
+    preparing: Preparing,
     output: Output,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the data set.")],
     paths: Annotated[
@@ -25,19 +26,6 @@ def import_(
         ),
     ],
     size: Annotated[int, typer.Option(min=16, max=512, help="Pixels per side of the stored frames.")] = 64,
-    crop: Annotated[
-        bool, typer.Option("--crop", help="Cut frames to their middle square instead of stretching.")
-    ] = False,
-    letterbox: Annotated[
-        bool, typer.Option("--letterbox", help="Add black bars to make frames square instead of stretching.")
-    ] = False,
-    fps: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=240, help="Frames per second to take.", show_default="every frame"),
-    ] = None,
-    skip_still: Annotated[
-        bool, typer.Option("--skip-still", help="Leave out frames that equal the one before.")
-    ] = False,
     test_fraction: Annotated[
         float, typer.Option(min=0.01, max=0.5, help="Fraction of the frames that become test frames, by whole clips.")
     ] = 0.1,
@@ -59,14 +47,10 @@ def import_(
     An interrupted import resumes: clips that were decoded are kept.
     """
     with terminal(output) as here:
-        if crop and letterbox:
-            raise UsageError("--crop and --letterbox exclude each other: give one of them.")
-
         from lapo_cli.core.data import download
-        from lapo_cli.core.data.clips import Preparation
         from lapo_cli.core.data.sources.video import VideoImporter
 
-        preparation = Preparation(size, "crop" if crop else "letterbox" if letterbox else "stretch", fps, skip_still)
+        preparation = preparing.preparation(size)
         scratch = download.scratch_folder(data_dir, name)
         importer = VideoImporter(name, tuple(paths), scratch, preparation, test_fraction, actions)
         plan = download.plan_import(name, data_dir, importer, fresh=fresh)

@@ -9,6 +9,7 @@ from lapo_cli.cli.download import download
 from lapo_cli.cli.evaluate import evaluate
 from lapo_cli.cli.import_ import import_
 from lapo_cli.cli.info import info
+from lapo_cli.cli.label import label
 from lapo_cli.cli.options import grouped
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.run_all import run_all
@@ -28,7 +29,7 @@ app = typer.Typer(
 _PANELS = {
     "All stages": (run_all,),
     "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
-    "Your own demonstrations": (import_, train_expert, record),
+    "Your own demonstrations": (import_, label, train_expert, record),
     "Information": (info,),
 }
 for _panel, _commands in _PANELS.items():

@@ -321,7 +321,8 @@ def test_frames_that_are_too_large_take_no_memory(tmp_path: Path, monkeypatch: p
     with pytest.raises(CorruptDataError, match="have 320 x 240 pixels, more than"):
         _read(path)
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); from tests.data.test_clips import _read;"
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31));"
+        "from tests.data.test_clips import _read;"
         f"from pathlib import Path; _read(Path({str(_huge_png(tmp_path))!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -330,7 +331,7 @@ def test_frames_that_are_too_large_take_no_memory(tmp_path: Path, monkeypatch: p
 
 def test_a_rate_needs_times(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", frames=numbered(3))
-    with pytest.raises(UsageError, match="have no times.*leave out --fps"):
+    with pytest.raises(UsageError, match=r"have no times.*leave out --fps"):
         _read(tmp_path / "a.npz", fps=10)
 
 
