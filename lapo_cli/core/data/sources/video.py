@@ -11,7 +11,7 @@ import os
 import threading
 from array import array
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from lapo_cli.core.data.action_files import KnownActions, read_actions, require_frames
-from lapo_cli.core.data.arrays import load_array
 from lapo_cli.core.data.clips import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -39,7 +38,7 @@ from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, shortened
 from lapo_cli.core.extras import require_extra
-from lapo_cli.core.files import atomic_path, atomic_write_json, disk_full_as_error, read_json, sha256_file
+from lapo_cli.core.files import atomic_write_json, disk_full_as_error, read_json, sha256_file
 from lapo_cli.core.progress import Progress
 
 CLIPS_FILE = "clips.json"
@@ -68,7 +67,7 @@ class VideoSource(Source):
 
 
 class _Record(TypedDict):
-    """What is kept of a decoded clip beside its frames.
+    """What is kept of a decoded clip behind its frames.
 
     Attributes:
         frames: prepared ones.
@@ -90,27 +89,75 @@ _RECORD = TypeAdapter(_Record)
 class DecodedClip:
     """A clip whose prepared frames lie in a file.
 
+    The file holds K frames, raw; the number of each frame in the clip (K,) int64; a :class:`_Record` as JSON; and the
+    length of that in 8 bytes. It is renamed into place when it is complete. It is not brought to the disk before that,
+    which would take longer than the work on short clips: after a power cut, what is damaged is made again.
+
     Attributes:
         clip: the clip.
-        file: its frames, raw; the other files lie beside it.
+        file: its file.
+        size: pixels per side.
         record: what else is known of it.
     """
 
     clip: Clip
     file: Path
+    size: int
     record: _Record
 
-    def rows(self, size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]:
-        """Frames (K, size, size, 3), mapped; where runs start (K,); number of each frame in the clip (K,).
+    @classmethod
+    def open(cls, clip: Clip, file: Path, size: int) -> "DecodedClip | None":
+        """The file that an earlier call has made; None where there is none."""
+        try:
+            with file.open("rb") as content:
+                end = content.seek(-8, os.SEEK_END)
+                length = int.from_bytes(content.read(), "little")
+                content.seek(end - length)
+                record = _RECORD.validate_json(content.read(length))
+        except (OSError, ValueError):
+            return None
+        whole = record["frames"] * (size**2 * 3 + 8) == end - length
+        return cls(clip, file, size, record) if whole else None
+
+    @classmethod
+    def write(
+        cls,
+        clip: Clip,
+        file: Path,
+        preparation: Preparation,
+        findings: Findings,
+        threads: int,
+        stop: threading.Event,
+    ) -> "DecodedClip":
+        """Decode a clip into the file; ``findings`` are filled in on the way.
 
         Raises:
-            CorruptDataError: the files were altered.
+            CorruptDataError: it cannot be decoded.
+            CancelledError: ``stop`` was set.
         """
+        index, starts = array("q"), []
+        temporary = file.with_suffix(".partial")
+        with temporary.open("wb", 2**20) as out:
+            for frame in read_clip(clip, preparation, findings, threads=threads):
+                if stop.is_set():
+                    raise CancelledError
+                if frame.starts:
+                    starts.append(len(index))
+                index.append(frame.index)
+                out.write(frame.pixels.data)
+            record = _Record(frames=len(index), decoded=findings.decoded, starts=starts, notes=list(findings.notes))
+            footer = _RECORD.dump_json(record)
+            out.write(index.tobytes() + footer + len(footer).to_bytes(8, "little"))
+        temporary.rename(file)
+        return cls(clip, file, preparation.size, record)
+
+    def rows(self) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int64]]:
+        """Frames (K, size, size, 3), mapped; where runs start (K,); number of each frame in the clip (K,)."""
         count = self.record["frames"]
-        index = load_array(self.file.with_suffix(".npy"))
+        frames = map_frames(self.file, count, (self.size, self.size, 3))
         starts = np.zeros(count, np.bool_)
         starts[self.record["starts"]] = True
-        return map_frames(self.file, count, (size, size, 3)), starts, index
+        return frames, starts, np.fromfile(self.file, np.int64, count, offset=frames.nbytes)
 
 
 @dataclass(frozen=True)
@@ -218,35 +265,16 @@ class VideoImporter(Importer):
         self, clip: Clip, findings: Findings, threads: int, stop: threading.Event
     ) -> "DecodedClip | CorruptDataError":
         key = json.dumps([clip.identity(), asdict(self.preparation)])
-        file = self.scratch / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.u8"
-        try:
-            record = read_json(file.with_suffix(".json"), _RECORD, "delete it")
+        file = self.scratch / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.clip"
+        earlier = DecodedClip.open(clip, file, self.preparation.size)
+        if earlier is not None:
             findings.bytes_read = clip.num_bytes
-            return DecodedClip(clip, file, record)
-        except (FileNotFoundError, CorruptDataError):
-            pass
-        index = array("q")
-        starts: list[int] = []
+            return earlier
         try:
-            with atomic_path(file) as temporary, temporary.open("wb", 2**20) as out:
-                for frame in read_clip(clip, self.preparation, findings, threads=threads):
-                    if stop.is_set():
-                        raise _StoppedError
-                    if frame.starts:
-                        starts.append(len(index))
-                    index.append(frame.index)
-                    out.write(frame.pixels.data)
+            with disk_full_as_error(self.scratch):
+                return DecodedClip.write(clip, file, self.preparation, findings, threads, stop)
         except CorruptDataError as error:
             return error
-        with atomic_path(file.with_suffix(".npy")) as temporary:
-            np.save(temporary, np.frombuffer(index, np.int64))
-        record = _Record(frames=len(index), decoded=findings.decoded, starts=starts, notes=list(findings.notes))
-        atomic_write_json(file.with_suffix(".json"), record)
-        return DecodedClip(clip, file, record)
-
-
-class _StoppedError(Exception):
-    """The command has ended while a clip was decoded."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +341,7 @@ class _DecodedImporter(Importer):
         if count == 0:
             return 0
         rows = slice(part.start, part.start + count)
-        frames, starts, index = part.decoded.rows(self.before.preparation.size)
+        frames, starts, index = part.decoded.rows()
         starts = starts[rows].copy()
         starts[0] = True
         at = writer.reserve(count)
