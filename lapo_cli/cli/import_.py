@@ -10,6 +10,7 @@ from lapo_cli.cli.tables import stores_table
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.errors import UsageError
+from lapo_cli.core.registry import plain_name
 
 
 def import_(
@@ -47,6 +48,8 @@ def import_(
     An interrupted import resumes: clips that were decoded are kept.
     """
     with terminal(output) as here:
+        name = plain_name(name)
+
         from lapo_cli.core.data import download
         from lapo_cli.core.data.sources.video import VideoImporter
 
