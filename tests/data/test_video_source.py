@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lapo_cli.core.data.clips import Preparation
 from lapo_cli.core.data.download import carry_out, plan, plan_import, scratch_folder
-from lapo_cli.core.data.sources.video import CLIPS_FILE, VideoImporter, choose_clips, preparation_of
+from lapo_cli.core.data.sources.base import held_out
+from lapo_cli.core.data.sources.video import CLIPS_FILE, VideoImporter, preparation_of
 from lapo_cli.core.data.store import UNLABELLED, FrameStore, Split, open_store
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, MissingInputError, UsageError
 from lapo_cli.core.progress import Silent
@@ -278,8 +279,8 @@ def test_an_interrupted_import_ends_at_once(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(3, 10_000), min_size=2, max_size=40), st.floats(0.01, 0.5))
 def test_the_share_of_test_frames_is_as_near_as_whole_clips_allow(counts: list[int], fraction: float) -> None:
-    chosen = choose_clips(counts, fraction)
+    chosen = held_out(counts, fraction)
     assert 0 < len(chosen) < len(counts)
-    assert chosen == choose_clips(counts, fraction)
+    assert chosen == held_out(counts, fraction)
     taken, target = sum(counts[number] for number in chosen), fraction * sum(counts)
     assert abs(taken - target) <= max(counts)

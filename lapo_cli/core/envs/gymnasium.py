@@ -49,7 +49,7 @@ def _make(env_id: str) -> Any:
                 package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
     try:
         return gymnasium.make(env_id, disable_env_checker=True)
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.MalformedEnvironmentID, ModuleNotFoundError) as error:
+    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise UnknownNameError(
             f"Gymnasium has no environment {env_id} ({one_line(str(error), 200)}): check the spelling, or install its "
             "package and give gymnasium:PACKAGE:ID."
@@ -92,7 +92,7 @@ def _is_image(spaces: Any, space: Any) -> bool:
 
 
 def _fitted(image: Frame) -> Frame:
-    """An image as 64 x 64 x 3: larger ones are reduced, smaller ones get a black edge, those up to half as large do not."""
+    """An image as 64 x 64 x 3: larger ones are reduced, smaller ones get a black edge unless they are half as large."""
     height, width = image.shape[:2]
     colours: Frame = np.broadcast_to(image.reshape(height, width, -1), (height, width, 3))
     if max(height, width) > _SIZE:

@@ -32,7 +32,7 @@ from lapo_cli.core.data.clips import (
     find_clips,
     read_clip,
 )
-from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, Source, bounded
+from lapo_cli.core.data.sources.base import SOURCES, TEST_FRACTION, Bounds, Importer, Offer, Source, bounded, held_out
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, map_frames, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
@@ -42,7 +42,6 @@ from lapo_cli.core.files import atomic_write_json, disk_full_as_error, read_json
 from lapo_cli.core.progress import Progress
 
 CLIPS_FILE = "clips.json"
-TEST_FRACTION = 0.1
 _SHORTEST = 3  # frames, one window
 _BLOCK = 1024
 _POLL_SECONDS = 0.2
@@ -307,7 +306,7 @@ class _DecodedImporter(Importer):
         if len(whole) == 1:
             cut = min(max(round(total * (1 - fraction)), _SHORTEST), total - _SHORTEST)
             return {"train": [_Part(self.decoded[0], 0, cut)], "test": [_Part(self.decoded[0], cut, total)]}
-        test = choose_clips([len(part) for part in whole], fraction)
+        test = held_out([len(part) for part in whole], fraction)
         return {
             "train": [part for number, part in enumerate(whole) if number not in test],
             "test": [part for number, part in enumerate(whole) if number in test],
@@ -394,22 +393,6 @@ class _DecodedImporter(Importer):
             clip["runs"] = len(done.record["starts"])
             del clip["starts"]
         atomic_write_json(file, {"preparation": asdict(self.before.preparation), "clips": clips})
-
-
-def choose_clips(counts: Sequence[int], fraction: float) -> set[int]:
-    """Numbers of the clips whose frames together come near to ``fraction`` of all; at least one, and never all.
-
-    The order in which clips are tried is shuffled, always in the same way.
-    """
-    target = fraction * sum(counts)
-    chosen: set[int] = set()
-    taken = 0
-    for number in np.random.default_rng(0).permutation(len(counts)).tolist():
-        nearer = abs(taken + counts[number] - target) < abs(taken - target)
-        if nearer and len(chosen) < len(counts) - 1:
-            chosen.add(number)
-            taken += counts[number]
-    return chosen or {int(np.argmin(counts))}
 
 
 _PREPARATION = TypeAdapter(dict[Literal["preparation", "clips"], Any])
