@@ -1,5 +1,6 @@
 """Minari data sets and parquet files as sources of demonstrations."""
 
+import itertools
 import json
 import sys
 import warnings
@@ -143,7 +144,7 @@ def test_rows_of_parquet_files(tmp_path: Path, game: str) -> None:
     assert train.rewards.tolist() == list(range(60))
     starts = [0, *(t for t in range(1, 60) if (t - 1) % 7 == 6 or t - 1 == 9)]
     assert np.flatnonzero(train.episode_starts).tolist() == starts
-    assert train.episode_returns().tolist() == [sum(range(a, b)) for a, b in zip(starts, starts[1:], strict=False)]
+    assert train.episode_returns().tolist() == [sum(range(a, b)) for a, b in itertools.pairwise(starts)]
     assert train.manifest.num_actions == 15
 
 
@@ -158,7 +159,7 @@ def test_a_bound_cuts_parquet_files(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"action": None}, "has no column action"),
-        ({"observation": None}, "observation"),
+        ({"observation": None}, "has no column observation"),
         ({"action": pa.array([15] * 30, pa.uint8())}, "actions from 15 to 15"),
         ({"action": pa.array([None] * 30, pa.uint8())}, "the column action holds uint8, or values are missing"),
         ({"reward": pa.array([float("nan")] * 30, pa.float32())}, "rewards that are not finite"),

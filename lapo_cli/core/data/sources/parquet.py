@@ -1,7 +1,7 @@
 """Parquet files with a row per frame, as those of EpicPinkPenguin/procgen on Hugging Face.
 
-A folder, or one of the name of the game in it, holds ``train*.parquet`` and ``test*.parquet``, which follow on one another
-in the order of their names. Columns: ``observation`` (H, W, 3) uint8, ``action``, ``reward``, ``done`` and, if there is
+A folder, or one of the name of the game in it, holds ``train*.parquet`` and ``test*.parquet``, which follow on one
+another in the order of their names. Columns: ``observation`` (H, W, 3) uint8, ``action``, ``reward``, ``done`` and, if there is
 one, ``truncated``; after a row in which one of these two is true, the next row starts an episode.
 """
 
@@ -108,7 +108,8 @@ class ParquetImporter(Importer):
         batch = next(self._open(file).iter_batches(1, columns=["observation"]), None)
         if batch is None:
             raise CorruptDataError(f"{file} has no rows: get it again.")
-        shape, values = [], batch.column(0)[0]
+        shape: list[int] = []
+        values = batch.column(0)[0]
         while hasattr(values.type, "value_type") and len(shape) < 4:
             shape.append(len(values))
             values = values[0] if len(values) else values
@@ -126,12 +127,9 @@ class ParquetImporter(Importer):
         """Columns of up to 1,024 rows at a time; frames as (K, H, W, 3)."""
         for file in self.files[split]:
             content = self._open(file)
-            there = set(content.schema_arrow.names)
-            missing = [name for name in names if name not in there and name not in _OPTIONAL]
-            if missing:
-                raise CorruptDataError(f"{file} has no column {missing[0]}: it holds no frames of demonstrations.")
+            there = [name for name in names if name in content.schema_arrow.names]
             try:
-                for batch in content.iter_batches(_BATCH, columns=[name for name in names if name in there]):
+                for batch in content.iter_batches(_BATCH, columns=there):
                     if batch.num_rows:
                         yield {name: self._array(file, name, batch, shape) for name in batch.schema.names}
             except LapoError:
@@ -143,7 +141,7 @@ class ParquetImporter(Importer):
         values = batch.column(batch.schema.names.index(name))
         while hasattr(values.type, "value_type"):
             values = values.flatten()
-        array = values.to_numpy(zero_copy_only=False)
+        array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
         if name == "observation" and shape is not None:
             if array.dtype != np.uint8 or array.size != batch.num_rows * int(np.prod(shape)):
                 raise CorruptDataError(f"{file} has frames that are not all uint8 {shape}: get it again.")
@@ -164,11 +162,15 @@ class ParquetImporter(Importer):
     def _open(self, file: Path) -> Any:
         parquet = require_extra("pyarrow.parquet", "parquet", "Reading parquet files")
         try:
-            return parquet.ParquetFile(file)
+            content = parquet.ParquetFile(file)
         except Exception as error:
             raise CorruptDataError(
                 f"{file} is truncated or no parquet file ({describe(error)}): get it again."
             ) from error
+        missing = [name for name in _COLUMNS if name not in content.schema_arrow.names]
+        if missing:
+            raise CorruptDataError(f"{file} has no column {missing[0]}: it holds no frames of demonstrations.")
+        return content
 
     def _count(self, split: Split) -> int:
         return sum(self._open(file).metadata.num_rows for file in self.files[split])
