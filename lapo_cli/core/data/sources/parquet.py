@@ -1,8 +1,8 @@
 """Parquet files with a row per frame, as those of EpicPinkPenguin/procgen on Hugging Face.
 
 A folder, or one of the name of the game in it, holds ``train*.parquet`` and ``test*.parquet``, which follow on one
-another in the order of their names. Columns: ``observation`` (H, W, 3) uint8, ``action``, ``reward``, ``done`` and, if there is
-one, ``truncated``; after a row in which one of these two is true, the next row starts an episode.
+another in the order of their names. Columns: ``observation`` (H, W, 3) uint8, ``action``, ``reward``, ``done`` and, if
+there is one, ``truncated``; after a row in which one of these two is true, the next row starts an episode.
 """
 
 from collections.abc import Iterator
