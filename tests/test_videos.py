@@ -1,4 +1,4 @@
-"""Videos from end to end: the commands that the README shows, and that latent actions belong to the frames they name."""
+"""Videos from end to end: the commands that the README shows, and that latent actions belong to their frames."""
 
 import json
 import re
