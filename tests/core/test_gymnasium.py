@@ -1,5 +1,6 @@
 """Environments of Gymnasium: which can be used, under which names, and that they repeat and continue exactly."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,9 +174,10 @@ def test_from_recorded_play_to_a_table(tmp_path: Path, monkeypatch: pytest.Monke
     name = plain_name(_MINIGRID)
     assert open_store(tmp_path / "data", name, "train").manifest.num_actions == 7
     settings = [part for word in TINY for part in ("--set", word)]
-    table = lapo("run-all", "--games", _MINIGRID, "--run-dir", "run", "--device", "cpu", *settings)
-    assert "PPO from scratch, 512 steps" in table
-    assert "| -          |" in table  # No returns to normalize by.
+    printed = lapo("run-all", "--games", _MINIGRID, "--run-dir", "run", "--device", "cpu", "--json", *settings)
+    rows = json.loads(printed)["rows"]
+    assert {row["policy"] for row in rows} >= {"random policy", "PPO from scratch, 512 steps"}
+    assert {(row["game"], row["normalized"]) for row in rows} == {(name, None)}
     words = ("record", _MINIGRID, "--policy", f"run/{name}/seed-0/scratch", "--to", "trained", *sizes)
     lapo(*words)
     assert {file.name for file in (tmp_path / "trained").glob("g*")} == {f"{name}-train.npz", f"{name}-test.npz"}

@@ -188,6 +188,17 @@ def test_still_frames_are_left_out(tmp_path: Path) -> None:
     assert findings.decoded == 30
 
 
+def test_an_image_that_is_none_is_left_out(tmp_path: Path) -> None:
+    _write_images(tmp_path / "images", numbered(9))
+    (tmp_path / "images" / "4.png").write_bytes(_png(60_000, 60_000))
+    frames, findings = _read(tmp_path / "images")
+    assert _numbers(frames) == [frame.index for frame in frames] == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert _starts(frames) == [0, 4]
+    assert "has images that are left out" in findings.notes[0]
+    assert "4.png cannot be decoded" in findings.notes[0]
+    assert findings.decoded == 9
+
+
 def test_hdr_is_noted(tmp_path: Path) -> None:
     path = write_video(
         tmp_path / "a.mkv",
@@ -303,7 +314,7 @@ def _cut_npz(folder: Path) -> Path:
         (_playlist, "cannot be decoded"),
         (_text, "cannot be decoded"),
         (_empty, "cannot be decoded"),
-        (_no_image, "0.png is no PNG or JPEG image"),
+        (_no_image, r"0.png is no PNG or JPEG image of at most 268 MB"),
         (_other_arrays, "has the arrays one.npy, two.npy"),
         (_floats, "holds float64"),
         (_cut_npz, "truncated"),

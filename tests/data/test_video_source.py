@@ -61,7 +61,7 @@ def test_clips_become_episodes_in_one_split_whole(tmp_path: Path) -> None:
         assert store.actions is None
         assert store.episode_starts.tolist() == [number % 100 == 0 for number in _numbers(store)]
     described = json.loads((tmp_path / "data" / "mine" / CLIPS_FILE).read_text())
-    assert [(clip["frames"], clip["runs"]) for clip in described["clips"]] == [(20, 1), (30, 1), (10, 1), (25, 1)]
+    assert [(clip["frames"], clip["starts"]) for clip in described["clips"]] == [(20, 1), (30, 1), (10, 1), (25, 1)]
     assert preparation_of(tmp_path / "data", "mine") == Preparation()
     assert not scratch_folder(tmp_path / "data", "mine").exists()
 

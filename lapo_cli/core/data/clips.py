@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lapo_cli.core.data.arrays import UNREADABLE, Header, open_member
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, one_line, shortened
 from lapo_cli.core.extras import require_extra
+from lapo_cli.core.files import human_bytes
 
 Fit = Literal["stretch", "crop", "letterbox"]
 
@@ -316,25 +317,44 @@ def _decoded(clip: Clip, container: Any, stream: Any, findings: Findings) -> Ite
 
 
 def _image_frames(clip: Clip, findings: Findings, threads: int) -> Iterator[_Decoded]:
-    av = _av()
+    starts, taken, refused = True, 0, None
     for index, file in enumerate(clip.files):
-        if file.stat().st_size > _MOST_IMAGE_BYTES:
-            raise CorruptDataError(f"{file} is too large for an image: leave it out.")
-        content = file.read_bytes()
-        name = next((name for magic, name in _CODECS.items() if content.startswith(magic)), None)
-        if name is None:
-            raise CorruptDataError(f"{file} is no PNG or JPEG image: leave it out.")
-        codec = av.CodecContext.create(name, "r")
-        codec.options = {"max_pixels": str(MOST_PIXELS)}
         try:
-            pictures = codec.decode(av.Packet(content)) or codec.decode(None)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise CorruptDataError(
-                f"{file} cannot be decoded: it is damaged or has more than {MOST_PIXELS:,} pixels; leave it out."
-            ) from error
-        yield _Decoded(pictures[0], index, None, index == 0)
+            picture = _image(file)
+        except CorruptDataError as error:
+            refused = refused or error
+            findings.note(f"has images that are left out: {refused}".rstrip("."))
+            starts = True
+        else:
+            yield _Decoded(picture, index, None, starts)
+            starts, taken = False, taken + 1
         findings.decoded += 1
-        findings.bytes_read += len(content)
+        findings.bytes_read += file.stat().st_size
+    if refused is not None and not taken:
+        raise refused
+
+
+def _image(file: Path) -> Any:
+    """The picture in a file.
+
+    Raises:
+        CorruptDataError: it is no image, damaged or too large.
+    """
+    av = _av()
+    with file.open("rb") as stream:
+        content = stream.read(_MOST_IMAGE_BYTES + 1)
+    name = next((name for magic, name in _CODECS.items() if content.startswith(magic)), None)
+    if name is None or len(content) > _MOST_IMAGE_BYTES:
+        raise CorruptDataError(f"{file} is no PNG or JPEG image of at most {human_bytes(_MOST_IMAGE_BYTES)}.")
+    codec = av.CodecContext.create(name, "r")
+    codec.options = {"max_pixels": str(MOST_PIXELS)}
+    try:
+        pictures = codec.decode(av.Packet(content)) or codec.decode(None)
+    except (av.error.FFmpegError, ValueError):
+        pictures = []
+    if not pictures:
+        raise CorruptDataError(f"{file} cannot be decoded: it is damaged or has more than {MOST_PIXELS:,} pixels.")
+    return pictures[0]
 
 
 def _npz_frames(clip: Clip, findings: Findings, threads: int) -> Iterator[_Decoded]:

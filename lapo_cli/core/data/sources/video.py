@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +33,16 @@ from lapo_cli.core.data.clips import (
     read_clip,
 )
 from lapo_cli.core.data.sources.base import SOURCES, TEST_FRACTION, Bounds, Importer, Offer, Source, bounded, held_out
-from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, map_frames, store_path
+from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, map_frames, read_manifest, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, shortened
+from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, MissingInputError, UsageError, shortened
 from lapo_cli.core.extras import require_extra
 from lapo_cli.core.files import atomic_write_json, disk_full_as_error, read_json, sha256_file
 from lapo_cli.core.progress import Progress
 
 CLIPS_FILE = "clips.json"
+MADE_BY = "video"
 _SHORTEST = 3  # frames, one window
 _BLOCK = 1024
 _POLL_SECONDS = 0.2
@@ -211,31 +212,34 @@ class VideoImporter(Importer):
         if others:
             some = ", ".join(path.name for path in others[:3])
             progress.log(f"{len(others):,} files are no clips and are left out: {shortened(some)}.")
-        decoded = []
+        decoded: list[DecodedClip] = []
+        left_out: list[str] = []
         for clip, result in zip(clips, self._decode(clips, progress), strict=True):
-            if isinstance(result, CorruptDataError):
+            if isinstance(result, LapoError):
                 if len(clips) == 1:
                     raise result
-                progress.log(f"Left out: {result}")
+                left_out.append(str(result))
                 continue
             for note in result.record["notes"]:
                 progress.log(f"{clip.path} {note}.")
             if result.record["frames"] < _SHORTEST:
-                progress.log(f"Left out: {clip.path} gives {result.record['frames']} frames, and a window needs 3.")
-                continue
-            decoded.append(result)
+                left_out.append(f"{clip.path} gives {result.record['frames']} frames, and a window needs 3.")
+            else:
+                decoded.append(result)
+        for sentence in left_out:
+            progress.log(f"Left out: {sentence}")
         if not decoded:
             raise CorruptDataError(f"No clip in {', '.join(map(str, self.paths))} has three frames: give longer ones.")
         if self.actions is not None and self.known_actions is not None:
             counts = {done.clip.path: done.record["decoded"] for done in decoded}
             require_frames(self.actions, self.known_actions, counts)
-        return _DecodedImporter(self, decoded)
+        return _DecodedImporter(self, decoded, left_out)
 
     def store(self, split: Split, data_dir: Path, bound: int | None, progress: Progress) -> Manifest:
         """See :meth:`Importer.store`."""
         return self.fetch(progress).store(split, data_dir, bound, progress)
 
-    def _decode(self, clips: Sequence[Clip], progress: Progress) -> "list[DecodedClip | CorruptDataError]":
+    def _decode(self, clips: Sequence[Clip], progress: Progress) -> "list[DecodedClip | LapoError]":
         """Every clip in its order, decoded or refused, by as many threads as there are cores."""
         cores = os.cpu_count() or 1
         stop = threading.Event()
@@ -262,7 +266,7 @@ class VideoImporter(Importer):
 
     def _decode_one(
         self, clip: Clip, findings: Findings, threads: int, stop: threading.Event
-    ) -> "DecodedClip | CorruptDataError":
+    ) -> "DecodedClip | LapoError":
         key = json.dumps([clip.identity(), asdict(self.preparation)])
         file = self.scratch / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.clip"
         earlier = DecodedClip.open(clip, file, self.preparation.size)
@@ -272,7 +276,9 @@ class VideoImporter(Importer):
         try:
             with disk_full_as_error(self.scratch):
                 return DecodedClip.write(clip, file, self.preparation, findings, threads, stop)
-        except CorruptDataError as error:
+        except DiskFullError:
+            raise
+        except LapoError as error:  # Of this clip alone.
             return error
 
 
@@ -294,6 +300,7 @@ class _DecodedImporter(Importer):
 
     before: VideoImporter
     decoded: list[DecodedClip]
+    left_out: list[str]
 
     @cached_property
     def parts(self) -> dict[Split, list[_Part]]:
@@ -332,7 +339,7 @@ class _DecodedImporter(Importer):
                     done += self._put(writer, part, total - done)
                     task.update(done)
             self._describe(data_dir / game / CLIPS_FILE)
-            return writer.finish(source=self.before.source, made_by="video", episode_returns=[])
+            return writer.finish(source=self.before.source, made_by=MADE_BY, episode_returns=[])
 
     def _put(self, writer: StoreWriter, part: _Part, most: int) -> int:
         """Append a part's rows, at most so many; returns how many."""
@@ -379,39 +386,41 @@ class _DecodedImporter(Importer):
         return there
 
     def _describe(self, file: Path) -> None:
-        """Which clips there are, in which split, and how they were prepared."""
-        split_of = {
-            part.decoded.clip.path: "both" if len(self.decoded) == 1 else split
-            for split, parts in self.parts.items()
-            for part in parts
-        }
+        """Which clips there are, in which split, how they were prepared, and what was left out."""
+        splits: dict[Path, list[Split]] = {}
+        for split, parts in self.parts.items():
+            for part in parts:
+                splits.setdefault(part.decoded.clip.path, []).append(split)
         clips = [
-            {"path": str(done.clip.path), "split": split_of[done.clip.path], **done.record, "starts": None}
+            {
+                "path": str(done.clip.path),
+                "splits": splits[done.clip.path],
+                **done.record,
+                "starts": len(done.record["starts"]),
+            }
             for done in self.decoded
         ]
-        for clip, done in zip(clips, self.decoded, strict=True):
-            clip["runs"] = len(done.record["starts"])
-            del clip["starts"]
-        atomic_write_json(file, {"preparation": asdict(self.before.preparation), "clips": clips})
+        about = {"preparation": asdict(self.before.preparation), "clips": clips, "left_out": self.left_out}
+        atomic_write_json(file, about)
 
 
-_PREPARATION = TypeAdapter(dict[Literal["preparation", "clips"], Any])
+_ABOUT = TypeAdapter(dict[str, Any])
 
 
 def preparation_of(data_dir: Path, game: str) -> Preparation | None:
     """How the clips of a data set were prepared; None where it was not made of clips.
 
     Raises:
-        CorruptDataError: the file that says so is damaged.
+        CorruptDataError: the files that say so are damaged.
     """
-    file = data_dir / game / CLIPS_FILE
-    try:
-        content = read_json(file, _PREPARATION, "import the clips again with --fresh")
-        return TypeAdapter(Preparation).validate_python(content["preparation"])
-    except FileNotFoundError:
+    train, file = store_path(data_dir, game, "train"), data_dir / game / CLIPS_FILE
+    if not train.is_dir() or read_manifest(train).made_by != MADE_BY:
         return None
-    except (KeyError, ValueError) as error:
-        raise CorruptDataError(f"{file} is damaged: import the clips again with --fresh.") from error
+    try:
+        about = read_json(file, _ABOUT, "import the clips again with --fresh")
+        return TypeAdapter(Preparation).validate_python(about["preparation"])
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise CorruptDataError(f"{file} is missing or damaged: import the clips again with --fresh.") from error
 
 
 SOURCES.register(VideoSource())
