@@ -317,7 +317,8 @@ def _decoded(clip: Clip, container: Any, stream: Any, findings: Findings) -> Ite
 
 
 def _image_frames(clip: Clip, findings: Findings, threads: int) -> Iterator[_Decoded]:
-    starts, taken, refused = True, 0, None
+    starts, taken = True, 0
+    refused: CorruptDataError | None = None
     for index, file in enumerate(clip.files):
         try:
             picture = _image(file)
