@@ -28,6 +28,7 @@ _LAYERS = (
             "run_dir",
             "progress",
             "errors",
+            "extras",
             "files",
             "compute",
             "interrupts",
@@ -38,7 +39,7 @@ _LAYERS = (
     ("core.training",),
     ("core.evaluation",),
     ("core.stages",),
-    ("core.report", "core.recording", "core.launchers"),
+    ("core.report", "core.recording", "core.labelling", "core.launchers"),
     ("core.pipeline",),
     ("cli",),
 )

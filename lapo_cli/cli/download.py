@@ -11,6 +11,7 @@ from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.envs.base import parse_games
 from lapo_cli.core.errors import DiskFullError, LapoError, UsageError
 from lapo_cli.core.files import human_bytes
+from lapo_cli.core.registry import plain_name
 
 if TYPE_CHECKING:
     from lapo_cli.core.data.download import Plan
@@ -101,7 +102,7 @@ def download(
 def _names(games: list[str], *, own_names: bool) -> list[str]:
     """Names from the command line; with ``own_names`` they need not be registered."""
     names = [name.strip() for word in games for name in word.split(",") if name.strip()]
-    found = [[name] if own_names and name != "all" else parse_games([name]) for name in names]
+    found = [[plain_name(name)] if own_names and name != "all" else parse_games([name]) for name in names]
     return list(dict.fromkeys(name for several in found for name in several))
 
 

@@ -7,7 +7,9 @@ import typer
 import lapo_cli
 from lapo_cli.cli.download import download
 from lapo_cli.cli.evaluate import evaluate
+from lapo_cli.cli.import_ import import_
 from lapo_cli.cli.info import info
+from lapo_cli.cli.label import label
 from lapo_cli.cli.options import grouped
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.report import report
@@ -28,12 +30,13 @@ app = typer.Typer(
 _PANELS = {
     "All stages": (run_all,),
     "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, report, run_stage),
-    "Your own demonstrations": (train_expert, record),
+    "Your own demonstrations": (import_, label, train_expert, record),
     "Information": (info,),
 }
 for _panel, _commands in _PANELS.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(grouped(_command))
+        _name = _command.__name__.strip("_").replace("_", "-")  # 'import' cannot be the name of a function.
+        app.command(_name, rich_help_panel=_panel)(grouped(_command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ from lapo_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lapo_cli.core.config import Config
+    from lapo_cli.core.data.clips import Fit, Preparation
     from lapo_cli.core.pipeline import Options
     from lapo_cli.core.run_dir import RunDir
 
@@ -145,6 +146,34 @@ class Overrides:
 
         run = RunDir.open(path)
         return dataclasses.replace(run, config=override(run.config, [*(self.set_ or []), *flags], self.config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparing:
+    """What becomes of the frames of a video."""
+
+    crop: Annotated[bool, typer.Option("--crop", help="Cut frames to their middle square instead of stretching.")] = (
+        False
+    )
+    letterbox: Annotated[
+        bool, typer.Option("--letterbox", help="Add black bars to make frames square instead of stretching.")
+    ] = False
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=240, help="Frames per second to take.", show_default="every frame"),
+    ] = None
+    skip_still: Annotated[bool, typer.Option("--skip-still", help="Leave out frames that equal the one before.")] = (
+        False
+    )
+
+    def preparation(self, size: int) -> "Preparation":
+        """The same for the core; frames become ``size`` pixels wide and high."""
+        from lapo_cli.core.data.clips import Preparation
+
+        if self.crop and self.letterbox:
+            raise UsageError("--crop and --letterbox exclude each other: give one of them.")
+        fit: Fit = "crop" if self.crop else "letterbox" if self.letterbox else "stretch"
+        return Preparation(size, fit, self.fps, self.skip_still)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

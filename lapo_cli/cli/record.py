@@ -31,7 +31,7 @@ def train_expert(
     'lapo evaluate RUN_DIR' evaluates it on unseen levels.
     """
     with terminal(output) as here:
-        ENVIRONMENTS.get(game)
+        game = ENVIRONMENTS.get(game).name
         config = overrides.on_preset(preset, *([] if steps is None else [f"expert.steps={steps}"]))
 
         from lapo_cli.core import pipeline
@@ -84,7 +84,7 @@ def record(
     An interrupted recording resumes where it stopped.
     """
     with terminal(output) as here:
-        ENVIRONMENTS.get(game)
+        game = ENVIRONMENTS.get(game).name
 
         from lapo_cli.core.compute import resolve
         from lapo_cli.core.recording.demonstrations import record_demonstrations

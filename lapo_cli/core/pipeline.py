@@ -3,6 +3,7 @@
 A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,12 +12,22 @@ from pathlib import Path
 from lapo_cli.core import files
 from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config, section_of
+from lapo_cli.core.data.clips import Preparation, find_clips
 from lapo_cli.core.data.download import ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
-from lapo_cli.core.errors import EnvironmentUnavailableError, LapoError, MissingInputError, describe, one_line
+from lapo_cli.core.data.sources.video import preparation_of
+from lapo_cli.core.errors import (
+    EnvironmentUnavailableError,
+    LapoError,
+    MissingInputError,
+    UsageError,
+    describe,
+    one_line,
+)
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.summary import Failure, Summary
+from lapo_cli.core.labelling import Labelled, label_clip
 from lapo_cli.core.launchers.base import LAUNCHERS
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.report.images import draw_learning_curve, write_images
@@ -112,6 +123,40 @@ def run_stage(
         results.append(stages.run_stage(ctx, stage))
         draw_learning_curve(results[-1].path)
     return results
+
+
+def label(
+    run: RunDir,
+    path: Path,
+    video: str | Path,
+    out: Path,
+    preparation: Preparation | None,
+    options: Options,
+    progress: Progress,
+) -> Labelled:
+    """Write the latent actions of a video by the models of the one game and seed at ``path``.
+
+    Args:
+        video: a file, or a folder of images.
+        out: the npz file; one that is there is set aside if the options say ``fresh``.
+        preparation: what becomes of the frames; None for what became of those that the models were trained on.
+
+    Raises:
+        UsageError: there are several games or seeds or videos there, or ``out`` is there already.
+        LapoError: stage 1 is not finished, or the video cannot be read.
+    """
+    contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    if len(contexts) > 1:
+        raise UsageError(f"{path} holds several games or seeds: name one, for example {contexts[0].seed_dir.path}.")
+    (ctx,) = contexts
+    (clip, *others), _ = find_clips([video])
+    if others:
+        raise UsageError(f"{video} holds {1 + len(others)} clips: name one of them, for example {clip.path}.")
+    if out.exists() and not options.fresh:
+        raise UsageError(f"{out} is there already: choose another --out, or set it aside with --fresh.")
+    preparation = preparation or preparation_of(options.data_dir, ctx.game) or Preparation()
+    files.set_aside(out)
+    return label_clip(ctx, clip, preparation, out, threads=os.cpu_count() or 1)
 
 
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:

@@ -20,6 +20,25 @@ T = TypeVar("T")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 """What can be both a word of a command line and the name of a folder."""
 
+_ESCAPES = {":": ".-.", ".": "..", "/": "."}
+_ESCAPED = re.compile("|".join(map(re.escape, _ESCAPES.values())))  # The longest first.
+
+
+def plain_name(word: str) -> str:
+    """``family:member`` as a plain name, from which :func:`member_of` tells the member; any other word unchanged.
+
+    ``/`` becomes ``.``, and what that stands for already is doubled: ``gymnasium:ALE/Pong-v5`` is the member
+    ``ALE/Pong-v5`` of the family ``gymnasium``, and its plain name ``gymnasium.ALE.Pong-v5``.
+    """
+    family, colon, member = word.partition(":")
+    return f"{family}.{''.join(_ESCAPES.get(letter, letter) for letter in member)}" if colon else word
+
+
+def member_of(name: str) -> str:
+    """The member that a plain name stands for."""
+    escapes = {escape: letter for letter, escape in _ESCAPES.items()}
+    return _ESCAPED.sub(lambda match: escapes[match[0]], name.partition(".")[2])
+
 
 class Registry(Generic[T]):
     """Named things of one kind. Built-ins and entry points are imported at the first use, not before.
@@ -41,6 +60,8 @@ class Registry(Generic[T]):
         self.what, self.group = what, group
         self._package, self._name_of = package, name_of
         self._items: dict[str, T] = {}
+        self._families: dict[str, Callable[[str], T]] = {}
+        self._members: dict[str, T] = {}
         self._loaded = False
 
     def register(self, item: T) -> T:
@@ -59,16 +80,35 @@ class Registry(Generic[T]):
             raise PluginError(f"There are two registrations of the {self.what} '{name}': rename one of them.")
         return item
 
+    def register_family(self, family: str, make: Callable[[str], T]) -> None:
+        """Add things that are too many to be listed; their names are those of :func:`plain_name`.
+
+        Args:
+            family: what comes before the colon.
+            make: makes the thing of a member.
+
+        Raises:
+            PluginError: another family has that name.
+        """
+        if self._families.setdefault(family, make) is not make:
+            raise PluginError(f"There are two registrations of the {self.what} family '{family}': rename one of them.")
+
     def get(self, name: str) -> T:
         """The thing of that name.
 
         Raises:
             UnknownNameError: there is none; the message gives the nearest name.
             PluginError: an installed plugin cannot be loaded.
+            LapoError: it is of a family, and cannot be made.
         """
         self._load()
+        name = plain_name(name)
         if name in self._items:
             return self._items[name]
+        if name in self:
+            if name not in self._members:
+                self._members[name] = self._families[name.partition(".")[0]](member_of(name))
+            return self._members[name]
         near = difflib.get_close_matches(name.lower(), self._items, n=1)
         hint = (
             f"did you mean '{near[0]}'?"
@@ -79,7 +119,11 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         self._load()
-        return name in self._items
+        if not isinstance(name, str):
+            return False
+        name = plain_name(name)
+        family, dot, _ = name.partition(".")
+        return name in self._items or bool(dot and family in self._families and PLAIN_NAME.fullmatch(name))
 
     def names(self) -> list[str]:
         """All names, those of lapo first."""

@@ -7,7 +7,7 @@ after the other.
 import argparse
 
 from lapo_cli.core.compute import resolve
-from tests.benchmarks import storage, training
+from tests.benchmarks import storage, training, videos
 from tests.benchmarks.timing import Line
 
 PIECES = {
@@ -16,6 +16,7 @@ PIECES = {
     "stage3": training.stage3,
     "memory": storage.memory,
     "stores": storage.stores,
+    "videos": videos.videos,
 }
 
 

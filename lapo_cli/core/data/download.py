@@ -75,12 +75,27 @@ def plan(
         MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
         DiskFullError: there is not enough disk space to unpack the first chunk.
     """
-    if not PLAIN_NAME.fullmatch(game):
-        raise UsageError(
-            f"'{shortened(game)}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'."
-        )
-    bounds: Bounds = {"train": max_frames, "test": None}
+    _require_plain(game)
     importer = _open(game, source, None if location is None else str(location), data_dir)
+    return plan_import(game, data_dir, importer, max_frames=max_frames, fresh=fresh, splits=splits)
+
+
+def plan_import(
+    game: str,
+    data_dir: Path,
+    importer: Importer,
+    *,
+    max_frames: int | None = None,
+    fresh: bool = False,
+    splits: Sequence[Split] = SPLITS,
+) -> Plan:
+    """The same for an importer that is made already.
+
+    Raises:
+        MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.
+    """
+    _require_plain(game)
+    bounds: Bounds = {"train": max_frames, "test": None}
     offers = {split: offer for split, offer in importer.offers(bounds).items() if split in splits}
     here = {split: _manifest(data_dir, game, split) for split in offers}
     kept = {split: m for split, m in here.items() if m and not fresh and m.source == offers[split].source}
@@ -115,7 +130,7 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
     shown = progress or Silent()
     title = f"Storing {plan.game}"
     require_free_space(plan.data_dir, plan.store_bytes or 0, title)
-    scratch = _scratch(plan.data_dir, plan.game)
+    scratch = scratch_folder(plan.data_dir, plan.game)
     with disk_full_as_error(scratch):
         scratch.parent.mkdir(parents=True, exist_ok=True)
     busy = BusyError(f"Another lapo process is getting {plan.game}: wait until it has finished, then try again.")
@@ -205,7 +220,7 @@ def _open(game: str, source: str | None, location: str | None, data_dir: Path) -
         candidates = [SOURCES.get(source or DEFAULT_SOURCE)]
     try:
         for candidate in candidates:
-            importer = candidate.open(game, location, _scratch(data_dir, game))
+            importer = candidate.open(game, location, scratch_folder(data_dir, game))
             if importer is not None:
                 return importer
         found = Path(str(location)).exists()
@@ -217,7 +232,15 @@ def _open(game: str, source: str | None, location: str | None, data_dir: Path) -
     raise MissingInputError(f"There is nothing of {game} at {location} that can be read. What can be: {readable}")
 
 
-def _scratch(data_dir: Path, game: str) -> Path:
+def _require_plain(game: str) -> None:
+    if not PLAIN_NAME.fullmatch(game):
+        raise UsageError(
+            f"'{shortened(game)}' cannot be the name of a data set: use letters, digits, '-', '_' and '.'."
+        )
+
+
+def scratch_folder(data_dir: Path, game: str) -> Path:
+    """Where what is on the way into the stores of a game is kept."""
     return data_dir / game / ".download"
 
 

@@ -18,7 +18,7 @@ from lapo_cli.core.errors import (
     UnknownNameError,
     describe,
 )
-from lapo_cli.core.registry import Registry
+from lapo_cli.core.registry import Registry, plain_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -225,7 +225,7 @@ def parse_games(names: Sequence[str], data_dir: Path | None = None) -> list[str]
     Raises:
         UnknownNameError: a word is no name, or there is none at all.
     """
-    words = [word.strip() for name in names for word in name.split(",") if word.strip()]
+    words = [plain_name(word.strip()) for name in names for word in name.split(",") if word.strip()]
     found: dict[str, None] = {}
     for word in words:
         if word == "all":

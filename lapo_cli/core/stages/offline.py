@@ -8,10 +8,10 @@ import torch
 
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.models.policy import Decoder
-from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import Act, OfflineAgent
-from lapo_cli.core.training.checkpoints import IDM, POLICY, header, load_idm, load_policy
+from lapo_cli.core.training.checkpoints import IDM, POLICY, actions_of, header, load_idm, load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, labelled_pairs
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_actions
@@ -50,16 +50,28 @@ def _module(count: int) -> str:
     return f"decoder_{count}"
 
 
+def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, Decoder]:
+    """The trained decoders of latent actions (B, la_dim) in the finished stage's folder: labels -> decoder.
+
+    Raises:
+        CorruptDataError: its weights are damaged.
+    """
+    counts = sorted(map(int, stage.require_done(_NAME)["results"]["test_accuracy"]))
+    num_actions = actions_of(read_about(stage.path / WEIGHTS))
+    decoders = {count: Decoder(la_dim, num_actions) for count in counts}
+    stage.load_weights({_module(count): decoder for count, decoder in decoders.items()})
+    for decoder in decoders.values():
+        ctx.compute.place(decoder)
+    return decoders
+
+
 def _policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
     counts = sorted(map(int, stage.require_done(_NAME)["results"]["test_accuracy"]))
 
     @cache
     def agents() -> dict[int, OfflineAgent]:
         policy, idm = load_policy(ctx), load_idm(ctx)
-        decoders = {count: Decoder(idm.quantizer.la_dim, ctx.env.require_actions()) for count in counts}
-        stage.load_weights({_module(count): decoder for count, decoder in decoders.items()})
-        for decoder in decoders.values():
-            ctx.compute.place(decoder)
+        decoders = load_decoders(ctx, stage, idm.quantizer.la_dim)
         return {count: OfflineAgent(policy, decoder, ctx.compute) for count, decoder in decoders.items()}
 
     def load(count: int) -> Act:

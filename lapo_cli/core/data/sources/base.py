@@ -5,13 +5,19 @@ writes a store with :class:`~lapo_cli.core.data.store_writer.StoreWriter`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from lapo_cli.core.data.store import Manifest, Split
 from lapo_cli.core.errors import UsageError
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.registry import Registry
+
+TEST_FRACTION = 0.1
+"""Of the frames, where a source does not say which are for test."""
 
 Bounds = dict[Split, int | None]
 """Split -> most frames to take, None for all."""
@@ -112,6 +118,26 @@ def bounded(count: int, bound: int | None) -> int:
     if bound is not None and bound < 3:
         raise UsageError(f"{bound} frames hold no window: take 3 or more.")
     return count if bound is None else min(count, bound)
+
+
+def held_out(counts: Sequence[int], fraction: float) -> set[int]:
+    """Numbers of the clips or episodes that become test frames.
+
+    Together they come near to ``fraction`` of all frames; they are at least one, and never all. The order in which they
+    are tried is shuffled, always in the same way.
+
+    Args:
+        counts: frames of each, two or more.
+    """
+    target = fraction * sum(counts)
+    chosen: set[int] = set()
+    taken = 0
+    for number in np.random.default_rng(0).permutation(len(counts)).tolist():
+        nearer = abs(taken + counts[number] - target) < abs(taken - target)
+        if nearer and len(chosen) < len(counts) - 1:
+            chosen.add(number)
+            taken += counts[number]
+    return chosen or {int(np.argmin(counts))}
 
 
 SOURCES: Registry[Source] = Registry("source", "lapo.sources", "lapo_cli.core.data.sources")
