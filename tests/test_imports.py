@@ -39,6 +39,7 @@ _LAYERS = (
     ("core.evaluation",),
     ("core.stages",),
     ("core.report", "core.recording", "core.launchers"),
+    ("core.play",),
     ("core.pipeline",),
     ("cli",),
 )

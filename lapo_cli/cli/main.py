@@ -9,6 +9,7 @@ from lapo_cli.cli.download import download
 from lapo_cli.cli.evaluate import evaluate
 from lapo_cli.cli.info import info
 from lapo_cli.cli.options import grouped
+from lapo_cli.cli.play import play
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.report import report
 from lapo_cli.cli.run_all import run_all
@@ -27,7 +28,17 @@ app = typer.Typer(
 
 _PANELS = {
     "All stages": (run_all,),
-    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, report, run_stage),
+    "Single stages": (
+        download,
+        train_idm,
+        train_policy,
+        decode_offline,
+        finetune_online,
+        evaluate,
+        report,
+        play,
+        run_stage,
+    ),
     "Your own demonstrations": (train_expert, record),
     "Information": (info,),
 }

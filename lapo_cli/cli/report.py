@@ -12,8 +12,8 @@ RunPaths = Annotated[
     list[Path],
     typer.Argument(
         metavar="RUN_DIR...",
-        help="A run directory, or a folder of one game or seed in it; of several runs, a comparison is written into the "
-        "first.",
+        help="A run directory, or a folder of one game or seed in it; of several runs, a comparison is written into "
+        "the first.",
     ),
 ]
 
