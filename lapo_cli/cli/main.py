@@ -28,17 +28,8 @@ app = typer.Typer(
 
 _PANELS = {
     "All stages": (run_all,),
-    "Single stages": (
-        download,
-        train_idm,
-        train_policy,
-        decode_offline,
-        finetune_online,
-        evaluate,
-        report,
-        play,
-        run_stage,
-    ),
+    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
+    "Results": (report, play),
     "Your own demonstrations": (train_expert, record),
     "Information": (info,),
 }
