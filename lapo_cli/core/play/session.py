@@ -68,7 +68,9 @@ class Session:
     def act(self, cluster: int) -> None:
         """Take the latent action of a cluster; one that does not exist changes nothing."""
         if 0 <= cluster < len(self._latents):
-            self._frames.append(self._world.step(*self._frames[-2:], self._latents[cluster : cluster + 1]))
+            self._frames.append(
+                self._world.step(self._frames[-2], self._frames[-1], self._latents[cluster : cluster + 1])
+            )
 
     def back(self) -> None:
         """Take the last step back, if there is one."""
