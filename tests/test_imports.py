@@ -40,6 +40,7 @@ _LAYERS = (
     ("core.evaluation",),
     ("core.stages",),
     ("core.report", "core.recording", "core.labelling", "core.launchers"),
+    ("core.play",),
     ("core.pipeline",),
     ("cli",),
 )

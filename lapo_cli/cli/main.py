@@ -11,6 +11,7 @@ from lapo_cli.cli.import_ import import_
 from lapo_cli.cli.info import info
 from lapo_cli.cli.label import label
 from lapo_cli.cli.options import grouped
+from lapo_cli.cli.play import play
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.report import report
 from lapo_cli.cli.run_all import run_all
@@ -29,7 +30,8 @@ app = typer.Typer(
 
 _PANELS = {
     "All stages": (run_all,),
-    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, report, run_stage),
+    "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
+    "Results": (report, play),
     "Your own demonstrations": (import_, label, train_expert, record),
     "Information": (info,),
 }

@@ -29,12 +29,15 @@ from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
 from lapo_cli.core.launchers.base import LAUNCHERS
+from lapo_cli.core.play.server import Server
+from lapo_cli.core.play.session import Session
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.report.images import draw_learning_curve, write_images
 from lapo_cli.core.report.page import REPORT, write_report
 from lapo_cli.core.report.results import read_run
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
+from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import require_wandb
 from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment
@@ -190,6 +193,18 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
                 failures.append(Failure(ctx.game, ctx.seed_dir.seed, one_line(str(error))))
             measure(ctx)
         return _summarize(run, played, failures, path.absolute(), only, list(dict.fromkeys(notes)))
+
+
+def play(run: RunDir, path: Path, options: Options, progress: Progress, port: int) -> Server:
+    """A server of the world model of the first game and seed at or below ``path`` whose stage 1 is finished.
+
+    Raises:
+        MissingInputError: there is none, or its data is not there.
+        UsageError: the port is taken.
+    """
+    contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    ctx = next((ctx for ctx in contexts if ctx.seed_dir.stage(IDM).done() is not None), contexts[0])
+    return Server(Session(ctx), f"{ctx.game}, seed {ctx.seed_dir.seed}: the learned world", port)
 
 
 def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, progress: Progress) -> Summary:

@@ -51,6 +51,14 @@ class Imagination:
             prediction: Tensor = self._world_model(torch.stack([previous, present], 1), latent)
         return prediction.float()
 
+    @torch.no_grad()
+    def of_clusters(self) -> Tensor:
+        """z_q (k, la_dim) of the most typical latent action of each cluster of :mod:`latents`."""
+        _, z, _ = latents.sample(self._ctx)
+        _, medoids = latents.cluster(z, stage_seed(self._ctx, "clusters"))
+        typical: Tensor = self.idm.quantizer(torch.from_numpy(z[medoids]).to(self._ctx.compute.device)).latent
+        return typical
+
     def roll(self, previous: Tensor, present: Tensor, latent: Tensor) -> Tensor:
         """Predictions (B, H, 3, size, size) under H latent actions each (B, H, la_dim), fed back one into the next."""
         frames = [previous, present]
@@ -66,10 +74,7 @@ def measure(ctx: Context, folder: Path) -> dict[str, Any]:
         MissingInputError, CorruptDataError: stage 1 or the test frames are not there, or damaged.
     """
     world, store = Imagination(ctx), ctx.open_store("test")
-    _, z, _ = latents.sample(ctx)
-    _, medoids = latents.cluster(z, stage_seed(ctx, "clusters"))
-    with torch.no_grad():
-        of_cluster = world.idm.quantizer(torch.from_numpy(z[medoids]).to(ctx.compute.device)).latent
+    of_cluster = world.of_clusters()
     horizon, starts = _starts(store)
     starts = np.random.default_rng(stage_seed(ctx, "rollouts")).permutation(starts)[:SEQUENCES]
     loader = FrameLoader(store.video(), ctx.compute.device, resident=False)
@@ -85,7 +90,7 @@ def measure(ctx: Context, folder: Path) -> dict[str, Any]:
     films = torch.cat([happened[None], torch.cat([happened[:1].expand(len(imagined), 1, -1, -1, -1), imagined], 1)])
     return {
         "horizon": horizon,
-        "films": {**sheets.write(folder / "rollouts.webp", _pixels(films)), "levels": len(films)},
+        "films": {**sheets.write(folder / "rollouts.webp", pixels(films)), "levels": len(films)},
         "strips": sheets.write(folder / "strips.webp", _strips(world, real, inferred)),
         "sequences": len(starts),
         "errors": _errors(world, real, inferred, rolled),
@@ -126,11 +131,11 @@ def _strips(world: Imagination, real: Tensor, inferred: Tensor) -> NDArray[np.ui
     predicted = world.step(real[chosen, 0], before, inferred[chosen, 0])
     error = (predicted - after).abs().amax(1, keepdim=True).expand_as(after)
     difference = (_ERROR_GAIN * error).clamp(max=1) - 0.5
-    return _pixels(torch.stack([before, after, predicted, difference], 1))
+    return pixels(torch.stack([before, after, predicted, difference], 1))
 
 
-def _pixels(frames: Tensor) -> NDArray[np.uint8]:
+def pixels(frames: Tensor) -> NDArray[np.uint8]:
     """Normalized frames (..., 3, H, W) as cells (N, H, W, 3) uint8."""
     flat = frames.flatten(0, -4).permute(0, 2, 3, 1)
-    pixels: NDArray[np.uint8] = ((flat + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return pixels
+    cells: NDArray[np.uint8] = ((flat + 0.5) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return cells

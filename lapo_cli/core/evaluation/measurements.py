@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 import lapo_cli
 from lapo_cli.core.data.store import FrameStore
-from lapo_cli.core.errors import LapoError, MissingInputError
+from lapo_cli.core.errors import LapoError
 from lapo_cli.core.evaluation import imagination, latents, sheets
 from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import fingerprint
@@ -32,7 +32,7 @@ _VERSION = 1
 
 def measure(ctx: Context) -> None:
     """Make all measurements that are not there yet; a finished stage 1 that cannot be measured is noted."""
-    with suppress(MissingInputError):  # An expert needs no data.
+    with suppress(LapoError):  # An expert needs no data.
         demonstrations(ctx)
     try:
         made = ctx.seed_dir.stage(IDM).done()

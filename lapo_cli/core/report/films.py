@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.evaluation import sheets
 from lapo_cli.core.report.results import FilmFile
 
@@ -55,9 +56,12 @@ def clips_of(file: Path, about: FilmFile) -> list[NDArray[np.uint8]]:
         CorruptDataError: the file is missing, or not the one that is described.
     """
     cells = sheets.read(file, about)
-    of_level = cells.reshape(about["levels"], -1, *cells.shape[1:])
-    lengths = about.get("lengths", [of_level.shape[1]] * len(of_level))
-    return [frames[: max(1, length)] for frames, length in zip(of_level, lengths, strict=True)]
+    try:
+        of_level = cells.reshape(about["levels"], -1, *cells.shape[1:])
+        lengths = about.get("lengths", [of_level.shape[1]] * len(of_level))
+        return [frames[: max(1, length)] for frames, length in zip(of_level, lengths, strict=True)]
+    except ValueError as error:
+        raise CorruptDataError(f"{file} does not fit its description: delete both and evaluate again.") from error
 
 
 def encode(clips: Sequence[Clip], most_bytes: int) -> list[Film]:

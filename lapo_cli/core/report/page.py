@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jinja2
 import yaml
@@ -17,7 +17,7 @@ from lapo_cli.core.report import panels, paper, tables
 from lapo_cli.core.report.figures import intervals, profile
 from lapo_cli.core.report.figures.style import svg
 from lapo_cli.core.report.panels import Panel, Reel, Strips
-from lapo_cli.core.report.results import RunResults, SeedResults, read_run, title_of
+from lapo_cli.core.report.results import RunResults, SeedResults, Store, read_run, title_of
 from lapo_cli.core.report.tables import PolicyRow, StatisticsRow
 from lapo_cli.core.report.warnings import warnings_of
 from lapo_cli.core.run_dir import RunDir
@@ -46,7 +46,7 @@ class SeedView:
     imagined: Reel | None
     strips: Strips | None
     reels: list[Reel]
-    stores: dict[str, dict[str, Any]]
+    stores: dict[str, Store]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ class Strips:
 
     source: str
     rows: int
-    size: int
 
 
 def _named(run: RunResults, runs: Sequence[RunResults], text: str) -> str:
@@ -74,7 +73,9 @@ def online_lines(runs: Sequence[RunResults], game: str) -> list[Line]:
     for run in runs:
         seeds = run.of(game)
         for name in dict.fromkeys(name for seed in seeds for name in seed.stages):
-            of_stage = [seed.stages[name] for seed in seeds if name in seed.stages]
+            begun = [seed.stages[name] for seed in seeds if name in seed.stages]
+            # One that has just begun would cut the curve of the others short.
+            of_stage = [stage for stage in begun if stage.done] or begun
             evaluations = [stage.evaluations for stage in of_stage]
             steps = sorted(set.intersection(*(set(found) for found in evaluations)))
             if steps:
@@ -375,7 +376,7 @@ def strips(seed: SeedResults) -> Strips | None:
     rows = cells.reshape(-1, 4, *cells.shape[1:])
     # A column of rows, so that the page can name the four columns.
     tall = rows.transpose(0, 2, 1, 3, 4).reshape(1, rows.shape[0] * rows.shape[2], 4 * rows.shape[3], 3)
-    return Strips(films.picture(tall), len(rows), rows.shape[2])
+    return Strips(films.picture(tall), len(rows))
 
 
 def playing(seed: SeedResults, most_bytes: int) -> tuple[Reel, Reel]:

@@ -51,11 +51,22 @@ class _Evaluation(TypedDict):
     returns: Annotated[list[FiniteFloat], Field(min_length=1)]
 
 
+class Store(TypedDict):
+    """What is shown of a store's manifest."""
+
+    num_frames: int
+    frame_shape: list[int]
+    num_episodes: int
+    num_actions: int | None
+    source: str
+    fingerprint: str
+
+
 class Demonstrations(TypedDict):
     """A file of :mod:`lapo_cli.core.evaluation.measurements`."""
 
     method: str
-    stores: dict[str, dict[str, Any]]
+    stores: dict[str, Store]
     action_names: list[str]
     reference_returns: Reference
     film: FilmFile
@@ -82,6 +93,12 @@ class Latents(TypedDict):
     codes: list[list[int]] | None
 
 
+Errors = TypedDict(
+    "Errors", {"rollout": list[FiniteFloat], "one step": list[FiniteFloat], "copying": list[FiniteFloat]}
+)
+"""Mean squared errors by the number of steps ahead."""
+
+
 class Imagined(TypedDict):
     """A file of :mod:`lapo_cli.core.evaluation.imagination`."""
 
@@ -90,7 +107,7 @@ class Imagined(TypedDict):
     strips: sheets.Sheet
     sequences: int
     candidates: int
-    errors: dict[str, list[FiniteFloat]]
+    errors: Errors
 
 
 @dataclass(frozen=True)
@@ -291,8 +308,8 @@ def _failures(file: Path) -> list[str]:
 def _read_seed(folder: SeedDir, reader: _Reader) -> SeedResults:
     measured = folder.path / measurements.FOLDER
     demonstrations = reader.attempt(lambda: read_json(measured / "demonstrations.json", _DEMONSTRATIONS, _ADVICE))
-    latents = reader.attempt(lambda: read_json(measured / "latents.json", _LATENTS, _ADVICE))
-    imagined = reader.attempt(lambda: read_json(measured / "imagination.json", _IMAGINED, _ADVICE))
+    latents = reader.attempt(lambda: _read_latents(measured / "latents.json"))
+    imagined = reader.attempt(lambda: _read_imagined(measured / "imagination.json"))
     stages: dict[str, StageRun] = {}
     for path in sorted(folder.path.glob("*/")):
         if ".old-" not in path.name and (path / "config.yaml").exists():
@@ -316,6 +333,23 @@ def _read_seed(folder: SeedDir, reader: _Reader) -> SeedResults:
     return SeedResults(
         folder.game, folder.seed, folder.path, policies, stages, reference, demonstrations, latents, imagined
     )
+
+
+def _read_latents(file: Path) -> Latents:
+    found = read_json(file, _LATENTS, _ADVICE)
+    actions = found["clusters"] if found["actions"] is None else found["actions"]
+    numbers = [*found["clusters"], *(action for action in actions if action is not None)]
+    if not len(found["points"]) == len(found["clusters"]) == len(actions) > 0 or min(numbers) < 0:
+        raise CorruptDataError(f"{file} is damaged: {_ADVICE}.")
+    return found
+
+
+def _read_imagined(file: Path) -> Imagined:
+    found = read_json(file, _IMAGINED, _ADVICE)
+    errors = found["errors"]
+    if not len(errors["rollout"]) == len(errors["one step"]) == len(errors["copying"]) == found["horizon"] > 0:
+        raise CorruptDataError(f"{file} is damaged: {_ADVICE}.")
+    return found
 
 
 def read_stage(folder: StageDir) -> StageRun:

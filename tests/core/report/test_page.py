@@ -193,6 +193,10 @@ def test_results_of_weights_that_were_replaced_are_left_out(tmp_path: Path) -> N
         (f"{measurements.FOLDER}/latents.json", b"[]"),
         (f"{measurements.FOLDER}/rollouts.webp", b""),
         (f"{measurements.FOLDER}/imagination.json", b'{"horizon": "x"}'),
+        (
+            f"{measurements.FOLDER}/latents.json",
+            b'{"method": "PCA", "points": [[0, 0]], "clusters": [], "actions": null, "purity": null, "codes": null}',
+        ),
         ("idm/done.json", b"{}"),
         ("idm/metrics.jsonl", b"\xff\n"),
     ],

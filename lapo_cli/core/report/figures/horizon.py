@@ -1,6 +1,7 @@
 """Prediction error of the world model against the number of steps that it predicts ahead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from lapo_cli.core.report.figures.style import Axes, color, legend_below, marker
 
@@ -11,7 +12,7 @@ NAMES = {
 }
 
 
-def trusted_steps(errors: Mapping[str, Sequence[float]]) -> int:
+def trusted_steps(errors: Mapping[str, Any]) -> int:
     """For how many steps from the start a rollout is closer to what happened than repeating the first frame."""
     for step, (rolled, copied) in enumerate(zip(errors["rollout"], errors["copying"], strict=True)):
         if rolled >= copied:
@@ -19,7 +20,7 @@ def trusted_steps(errors: Mapping[str, Sequence[float]]) -> int:
     return len(errors["rollout"])
 
 
-def draw(axes: Axes, errors: Mapping[str, Sequence[float]]) -> None:
+def draw(axes: Axes, errors: Mapping[str, Any]) -> None:
     """Mean squared errors (H,) by kind of prediction."""
     for number, (kind, name) in enumerate(NAMES.items()):
         of_kind = errors[kind]

@@ -1,0 +1,1 @@
+"""Acting in the learned world model by hand."""
