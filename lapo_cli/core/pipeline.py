@@ -124,7 +124,7 @@ def label(
     Args:
         video: a file, or a folder of images.
         out: the npz file; one that is there is set aside if the options say ``fresh``.
-        preparation: what becomes of the frames, except for their size; None for what became of those that the models were trained on.
+        preparation: what becomes of the frames, but for their size; None for what became of those of the data set.
 
     Raises:
         UsageError: there are several games or seeds or videos there, or ``out`` is there already.
