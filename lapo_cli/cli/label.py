@@ -34,8 +34,7 @@ def label(
         from lapo_cli.core.run_dir import RunDir
 
         run = RunDir.open(path)
-        size = run.config.model.frame_size
-        chosen = preparing.preparation(size) if preparing != Preparing() else None
+        chosen = preparing.preparation() if preparing != Preparing() else None
         made = pipeline.label(run, path, video, out, chosen, execution.options(), here.progress)
         predicted = "" if made.labels is None else f", with actions predicted from {made.labels:,} labelled frames"
         here.result(

@@ -166,7 +166,7 @@ class Preparing:
         False
     )
 
-    def preparation(self, size: int) -> "Preparation":
+    def preparation(self, size: int = 64) -> "Preparation":
         """The same for the core; frames become ``size`` pixels wide and high."""
         from lapo_cli.core.data.clips import Preparation
 

@@ -142,7 +142,7 @@ def label(
     Args:
         video: a file, or a folder of images.
         out: the npz file; one that is there is set aside if the options say ``fresh``.
-        preparation: what becomes of the frames; None for what became of those that the models were trained on.
+        preparation: what becomes of the frames, but for their size; None for what became of those of the data set.
 
     Raises:
         UsageError: there are several games or seeds or videos there, or ``out`` is there already.
@@ -157,7 +157,9 @@ def label(
         raise UsageError(f"{video} holds {1 + len(others)} clips: name one of them, for example {clip.path}.")
     if out.exists() and not options.fresh:
         raise UsageError(f"{out} is there already: choose another --out, or set it aside with --fresh.")
-    preparation = preparation or preparation_of(options.data_dir, ctx.game) or Preparation()
+    known = preparation_of(options.data_dir, ctx.game) or Preparation()
+    # Of the size that the data set has: networks reduce it further, as they did in training.
+    preparation = known if preparation is None else replace(preparation, size=known.size)
     files.set_aside(out)
     return label_clip(ctx, clip, preparation, out, threads=os.cpu_count() or 1)
 
