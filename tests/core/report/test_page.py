@@ -78,7 +78,7 @@ def test_a_finished_run_is_shown_whole_and_needs_nothing_from_elsewhere(tmp_path
     ):
         assert sentence in _said(html.text), sentence
     assert html.tags.count("svg") == 9
-    assert html.tags.count("canvas") == 3 + 6 + 2
+    assert html.tags.count("canvas") == 3 + 5 + 2
     assert [link for link in html.links if not link.startswith(("#", "data:"))] == []
     assert len(html.ids) == len(set(html.ids))
     text = (run.path / page.REPORT).read_text()
