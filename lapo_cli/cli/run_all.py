@@ -36,7 +36,7 @@ def run_all(
         typer.Option(
             "--baselines",
             help="Also train ceilings and peer methods: BC on all true labels and on the few, a supervised inverse "
-            "dynamics model, and relabelling by one (VPT).",
+            "dynamics model, relabelling by one (VPT), and RL without a decoder.",
         ),
     ] = False,
     dry_run: Annotated[

@@ -28,7 +28,7 @@ from tests.core.tiny_config import run
 from tests.reference.plain_models import PlainEncoder, plain_normalize
 
 MakeContext = Callable[..., Context]
-_BASELINES = ("supervised-idm", "bc", "bc-few", "vpt")
+_BASELINES = ("supervised-idm", "rl-only", "bc", "bc-few", "vpt")
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=30, unique=True), st.integers(1, 30), st.integers(0, 9))

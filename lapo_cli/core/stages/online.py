@@ -110,7 +110,7 @@ def _register(name: str, label: str, init: str, *, with_decoder: bool, order: in
             applicable=needs_environment,
             policies=partial(agent_policy, label, build),
             build_agent=build,
-            in_chain="always" if with_decoder else "never",
+            in_chain="always" if with_decoder else "baselines",
             order=order,
         )
     )
