@@ -177,21 +177,27 @@ class Preparing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Acting:
-    """On which device a command that needs no demonstrations computes, and whether it starts over."""
+class Device:
+    """On which device a command computes."""
 
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to compute on; auto: a GPU if there is one.")
     ] = "auto"
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; stages and recordings that exist are set aside as NAME.old-N.")
-    ] = False
 
     def options(self, **more: Any) -> "Options":
         """The same for the core; ``more`` are further fields of its class."""
         from lapo_cli.core.pipeline import Options
 
         return Options(**dataclasses.asdict(self), **more)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Acting(Device):
+    """On which device a command that needs no demonstrations computes, and whether it starts over."""
+
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; stages and recordings that exist are set aside as NAME.old-N.")
+    ] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

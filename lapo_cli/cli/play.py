@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Execution, Output, Overrides, RunPath
+from lapo_cli.cli.options import DataDir, Device, Output, Overrides, RunPath
 from lapo_cli.cli.terminal import terminal
 
 
 def play(
     path: RunPath,
     overrides: Overrides,
-    execution: Execution,
+    device: Device,
     output: Output,
+    data_dir: DataDir,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any that is free.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
@@ -26,7 +27,7 @@ def play(
         from lapo_cli.core import pipeline
 
         run = overrides.on_run(path)
-        with pipeline.play(run, path, execution.options(), here.progress, port) as server:
+        with pipeline.play(run, path, device.options(data_dir=data_dir), here.progress, port) as server:
             here.result({"url": server.url}, f"Play at {server.url} (Ctrl-C ends it).")
             if browser:
                 webbrowser.open(server.url)
