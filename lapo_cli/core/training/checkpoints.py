@@ -4,8 +4,8 @@ Every weights file carries in its header what its networks were built from, so t
 as they are, independently of the current configuration.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -21,6 +21,8 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import ScratchAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import require_stage
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 IDM = "idm"
 POLICY = "policy"
@@ -134,25 +136,20 @@ def load_idm(ctx: Context) -> InverseDynamicsModel:
         MissingInputError: stage 1 is not finished.
         CorruptDataError: its weights are damaged.
     """
-    stage = require_stage(ctx, IDM)
-    idm = build_idm(model_of(read_about(stage.path / WEIGHTS)))
-    stage.load_weights({"idm": idm})
-    ctx.compute.place(idm)
-    return idm.eval().requires_grad_(False)
+    return _load_of_stage1(ctx, IDM, build_idm)
 
 
 def load_world_model(ctx: Context) -> WorldModel:
-    """The trained world model of a game and seed, frozen and in evaluation mode.
+    """The trained world model of a game and seed, frozen and in evaluation mode; raises as :func:`load_idm`."""
+    return _load_of_stage1(ctx, "world_model", build_world_model)
 
-    Raises:
-        MissingInputError: stage 1 is not finished.
-        CorruptDataError: its weights are damaged.
-    """
+
+def _load_of_stage1(ctx: Context, name: str, build: Callable[[ModelConfig], _Module]) -> _Module:
     stage = require_stage(ctx, IDM)
-    world_model = build_world_model(model_of(read_about(stage.path / WEIGHTS)))
-    stage.load_weights({"world_model": world_model})
-    ctx.compute.place(world_model)
-    return world_model.eval().requires_grad_(False)
+    module = build(model_of(read_about(stage.path / WEIGHTS)))
+    stage.load_weights({name: module})
+    ctx.compute.place(module)
+    return module.eval().requires_grad_(False)
 
 
 def load_policy(ctx: Context) -> LatentPolicy:
