@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lapo_cli.core.data.store import Manifest, Split
-from lapo_cli.core.errors import UsageError
+from lapo_cli.core.errors import MissingInputError, UsageError
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.registry import Registry
 
@@ -107,6 +107,16 @@ class Source(ABC):
         Raises:
             MissingInputError: no location was given, and the source has none of its own for the game.
         """
+
+    def require(self, location: str | None, what: str) -> Path:
+        """The location, for a source that has no data of its own; ``what`` it can be is named in the error.
+
+        Raises:
+            MissingInputError: it was not given.
+        """
+        if location is None:
+            raise MissingInputError(f"The source '{self.name}' has no data of its own: name {what} with --from.")
+        return Path(location)
 
 
 def bounded(count: int, bound: int | None) -> int:

@@ -25,7 +25,7 @@ from lapo_cli.core.data.sources.base import (
 )
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, FrameShape, Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, UsageError, describe, one_line
+from lapo_cli.core.errors import CorruptDataError, UsageError, describe, one_line
 from lapo_cli.core.extras import require_extra
 from lapo_cli.core.progress import Progress
 
@@ -40,10 +40,9 @@ class MinariSource(Source):
 
     def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
         """See :meth:`Source.open`."""
-        if location is None:
-            raise MissingInputError("The source 'minari' has no data of its own: name a folder or an id with --from.")
+        path = self.require(location, "a folder or an id")
         kept = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
-        for folder in (Path(location), Path(kept, location)):
+        for folder in (path, Path(kept, path)):
             if (folder / _METADATA).is_file():
                 return MinariImporter(game, folder)
         return None

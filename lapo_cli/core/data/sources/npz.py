@@ -36,7 +36,7 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, MissingInputError, shortened
+from lapo_cli.core.errors import CorruptDataError, shortened
 from lapo_cli.core.files import disk_full_as_error
 from lapo_cli.core.progress import Progress
 
@@ -53,9 +53,7 @@ class NpzSource(Source):
 
     def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
         """See :meth:`Source.open`."""
-        if location is None:
-            raise MissingInputError("The source 'npz' has no data of its own: name a folder or a zip file with --from.")
-        path = Path(location)
+        path = self.require(location, "a folder or a zip file")
         if not (path.is_dir() or (path.is_file() and (path.suffix == ".zip" or zipfile.is_zipfile(path)))):
             return None
         found = find_chunks(path, game)

@@ -18,7 +18,7 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, FrameShape, Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, LapoError, MissingInputError, describe
+from lapo_cli.core.errors import CorruptDataError, LapoError, describe
 from lapo_cli.core.extras import require_extra
 from lapo_cli.core.progress import Progress
 
@@ -36,9 +36,7 @@ class ParquetSource(Source):
 
     def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
         """See :meth:`Source.open`."""
-        if location is None:
-            raise MissingInputError("The source 'parquet' has no data of its own: name a folder or a file with --from.")
-        path = Path(location)
+        path = self.require(location, "a folder or a file")
         if path.is_file() and path.suffix == ".parquet":
             return ParquetImporter(game, {"test" if path.name.startswith("test") else "train": [path]}, path)
         for folder in (path / game, path):

@@ -15,7 +15,7 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv
-from lapo_cli.core.errors import BrokenEnvironmentError, CorruptDataError, MissingInputError, UsageError, one_line
+from lapo_cli.core.errors import BrokenEnvironmentError, CorruptDataError, UsageError, one_line
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.progress import Progress, Silent
 
@@ -30,9 +30,7 @@ class ReplaySource(Source):
 
     def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
         """See :meth:`Source.open`."""
-        if location is None:
-            raise MissingInputError("The source 'replay' has no data of its own: name a log or a folder with --from.")
-        path = Path(location)
+        path = self.require(location, "a log or a folder")
         if path.suffix == ".npz" and path.is_file():
             return LogImporter(game, {"test" if path.stem.endswith("-test") else "train": path})
         logs = logs_in(path, game)

@@ -36,7 +36,7 @@ from lapo_cli.core.data.sources.base import SOURCES, TEST_FRACTION, Bounds, Impo
 from lapo_cli.core.data.store import SPLITS, UNLABELLED, Manifest, Split, map_frames, read_manifest, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, MissingInputError, UsageError, shortened
+from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, UsageError, shortened
 from lapo_cli.core.extras import require_extra
 from lapo_cli.core.files import atomic_write_json, disk_full_as_error, read_json, sha256_file
 from lapo_cli.core.progress import Progress
@@ -56,13 +56,11 @@ class VideoSource(Source):
 
     def open(self, game: str, location: str | None, scratch: Path) -> Importer | None:
         """See :meth:`Source.open`."""
-        if location is None:
-            raise MissingInputError("The source 'video' has no data of its own: name a file or a folder with --from.")
-        path = Path(location)
+        path = self.require(location, "a file or a folder")
         known = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
         inside = path.rglob("*") if path.is_dir() else ()
         if path.suffix.lower() in VIDEO_SUFFIXES or any(file.suffix.lower() in known for file in inside):
-            return VideoImporter(game, (location,), scratch)
+            return VideoImporter(game, (path,), scratch)
         return None
 
 
