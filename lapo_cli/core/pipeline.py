@@ -218,7 +218,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         LapoError: nothing could be started at all.
     """
     chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
-    chain(run.config)
+    included = chain(run.config, baselines=options.baselines)
     _compute(run, options)
     SOURCES.get(run.config.data.source)
     LAUNCHERS.get(options.launcher)
@@ -230,7 +230,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         kept = replace(options, fresh=False)
         done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
         finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
-        return _summarize(run, finished, failures, run.path, None, _left_out(finished))
+        return _summarize(run, finished, failures, run.path, None, _left_out(finished, included))
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
@@ -323,9 +323,9 @@ def _stage_of(path: Path, contexts: list[Context]) -> str | None:
     return None
 
 
-def _left_out(contexts: list[Context]) -> list[str]:
+def _left_out(contexts: list[Context], included: list[Stage]) -> list[str]:
     """What could not be run on the data or the environment that there is, and why."""
-    reasons = [(ctx.game, stage.name, stage.applicable(ctx)) for ctx in contexts for stage in chain(ctx.config)]
+    reasons = [(ctx.game, stage.name, stage.applicable(ctx)) for ctx in contexts for stage in included]
     return list(dict.fromkeys(f"{game}: {name} was left out, since {why}." for game, name, why in reasons if why))
 
 
