@@ -130,7 +130,7 @@ class ModelConfig(Section):
     )
 
 
-class _Scheduled(Section):
+class ScheduledConfig(Section):
     """A training whose learning rate warms up linearly and then decays linearly."""
 
     steps: int
@@ -138,7 +138,10 @@ class _Scheduled(Section):
     lr_start: float
     lr_end: float
     warmup: int
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of the optimizer.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="The paper's, or Muon for convolutions and AdamW for everything else."
+    )
 
     def learning_rate(self, step: int) -> float:
         """From ``lr_start`` to ``lr`` over ``warmup`` steps, then to ``lr_end`` at ``steps``."""
@@ -147,7 +150,7 @@ class _Scheduled(Section):
         return self.lr + (self.lr_end - self.lr) * (step - self.warmup) / max(1, self.steps - self.warmup)
 
 
-class Stage1Config(_Scheduled):
+class Stage1Config(ScheduledConfig):
     """Inverse dynamics model and world model, trained jointly (paper, section 4.1)."""
 
     steps: int = Field(50_000, ge=1, description="Training steps.")
@@ -168,7 +171,7 @@ class Stage1Config(_Scheduled):
     probe_epochs: int = Field(3, ge=1, description="Epochs of the probe's training.")
 
 
-class Stage2Config(_Scheduled):
+class Stage2Config(ScheduledConfig):
     """Latent behaviour cloning (paper, section 4.2)."""
 
     steps: int = Field(60_000, ge=1, description="Training steps.")

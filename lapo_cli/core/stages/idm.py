@@ -18,6 +18,7 @@ from lapo_cli.core.training.checkpoints import IDM, build_idm, build_world_model
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
+from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
 
@@ -71,7 +72,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     compute.place(world_model)
     untrained = evaluate.probe(idm)
     parameters = [*idm.parameters(), *world_model.parameters()]
-    optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = build_optimizer(parameters, config)
     loop = TrainingLoop(
         stage,
         ctx,

@@ -14,6 +14,7 @@ from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy,
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
+from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.stage import STAGES, Stage, output_fingerprint, stage_seed
 
 _PRESENT = (0,)
@@ -33,7 +34,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     policy = build_latent_policy(model, config.target, idm.quantizer)
     del idm
     compute.place(policy)
-    optimizer = torch.optim.AdamW(policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = build_optimizer(policy.parameters(), config)
     loop = TrainingLoop(
         stage,
         ctx,

@@ -22,6 +22,7 @@ from lapo_cli.core.training.checkpoints import direct_agent_of, header
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
+from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.stage import TrainedPolicy, stage_seed
 
 _PRESENT = (0,)
@@ -90,7 +91,7 @@ def clone(
     if start is not None:
         policy.trunk.load_state_dict(start.trunk.state_dict())
         policy.hidden.load_state_dict(start.hidden.state_dict())
-    optimizer = torch.optim.AdamW(policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = build_optimizer(policy.parameters(), config)
     state: dict[str, Stateful] = {"policy": policy, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
     sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))

@@ -18,6 +18,7 @@ from lapo_cli.core.training.checkpoints import build_supervised_idm
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
+from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import split_by_episode
 from lapo_cli.core.training.stage import stage_seed
 
@@ -40,7 +41,7 @@ def train_inverse_dynamics(
     config, compute = ctx.config.stage1.model_copy(update={"steps": steps}), ctx.compute
     idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
     compute.place(idm)
-    optimizer = torch.optim.AdamW(idm.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = build_optimizer(idm.parameters(), config)
     state: dict[str, Stateful] = {"idm": idm, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/actions", "val/accuracy"))
     sampler = BatchSampler(np.sort(windows), config.batch_size, stage_seed(ctx, "windows"))

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lapo_cli.core.config import Stage2Config
+from lapo_cli.core.training.optimizers import Muon, build_optimizer, orthogonalized
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([1e-6, 1, 1e4]),
+)
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_evens_its_singular_values(rows, columns, seed, scale):
+    torch.manual_seed(seed)
+    short = min(rows, columns)
+    u, _ = torch.linalg.qr(torch.randn(rows, short))
+    v, _ = torch.linalg.qr(torch.randn(columns, short))
+    matrix = scale * u @ torch.diag(torch.linspace(1, 2, short)) @ v.T
+    out = orthogonalized(matrix)
+    assert out.shape == matrix.shape
+    assert out.dtype == matrix.dtype
+    inside = u.T @ out @ v
+    assert (out - u @ inside @ v.T).norm() < 0.05 * out.norm()  # it stays in the space of the singular vectors
+    assert ((inside.diagonal() > 0.6) & (inside.diagonal() < 1.3)).all()
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+
+
+def train(net, optimizer, steps, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x = torch.randn(8, 3, 8, 8, generator=generator)
+        optimizer.zero_grad()
+        (net(x) - x.mean((2, 3))[:, :2]).square().mean().backward()
+        optimizer.step()
+
+
+def test_muon_moves_what_is_not_a_kernel_as_adamw_does():
+    first, second = network(), network()
+    adamw = torch.optim.AdamW(first.parameters(), 1e-3, weight_decay=0.01)
+    muon = Muon(list(second.parameters()), 1e-3, weight_decay=0.01, fused=True)
+    train(first, adamw, 1)
+    train(second, muon, 1)
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6) == (a.ndim != 4), name
+    update = (second[0].weight - network()[0].weight * (1 - 1e-5)).detach().flatten(1)
+    assert torch.linalg.svdvals(update) == pytest.approx([0.02] * 4, rel=0.4)
+
+
+def test_a_resumed_muon_goes_on_exactly():
+    unbroken, broken = network(), network()
+    optimizer = Muon(list(unbroken.parameters()), 1e-3, fused=True)
+    train(unbroken, optimizer, 5, seed=1)
+    train(unbroken, optimizer, 5, seed=2)
+    optimizer = Muon(list(broken.parameters()), 1e-3, fused=True)
+    train(broken, optimizer, 5, seed=1)
+    net = network()
+    again = Muon(list(net.parameters()), 1e-3, fused=True)
+    net.load_state_dict(broken.state_dict())
+    again.load_state_dict(optimizer.state_dict())
+    train(net, again, 5, seed=2)
+    for a, b in zip(unbroken.parameters(), net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("muon", Muon)])
+def test_the_configuration_names_the_optimizer(name, kind):
+    assert type(build_optimizer(network().parameters(), Stage2Config(optimizer=name))) is kind
