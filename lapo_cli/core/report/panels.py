@@ -57,10 +57,11 @@ class Reel:
 
 @dataclass(frozen=True)
 class Strips:
-    """Rows of o_t, o_{t+1}, the prediction and their difference, as one picture."""
+    """Rows of o_t, o_{t+1}, the prediction and its error, multiplied by ``error_gain``, as one picture."""
 
     source: str
     rows: int
+    error_gain: int
 
 
 def _named(run: RunResults, runs: Sequence[RunResults], text: str) -> str:
@@ -373,10 +374,12 @@ def strips(seed: SeedResults) -> Strips | None:
     if seed.imagined is None:
         return None
     cells = sheets.read(seed.path / FOLDER / "strips.webp", seed.imagined["strips"])
+    # A grey edge, because the pictures of some games run into one another.
+    cells = np.pad(cells, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=128)
     rows = cells.reshape(-1, 4, *cells.shape[1:])
     # A column of rows, so that the page can name the four columns.
     tall = rows.transpose(0, 2, 1, 3, 4).reshape(1, rows.shape[0] * rows.shape[2], 4 * rows.shape[3], 3)
-    return Strips(films.picture(tall), len(rows))
+    return Strips(films.picture(tall), len(rows), seed.imagined["strips"].get("error_gain", 4))
 
 
 def playing(seed: SeedResults, most_bytes: int) -> tuple[Reel, Reel]:
