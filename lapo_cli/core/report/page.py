@@ -189,7 +189,7 @@ def _overall(runs: Sequence[RunResults], games: Sequence[GameView], found: Seque
         )
     for run in runs if not several else []:
         rows = [row for game in games for row in game.rows]
-        shown += [p for p in (panels.over_games_online(run), panels.over_games_offline(run, rows)) if p is not None]
+        shown += panels.over_games(run, rows)
     return shown
 
 
