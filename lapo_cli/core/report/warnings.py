@@ -107,7 +107,7 @@ def _training(where: str, stage: StageRun) -> Iterator[Notice]:
     if errors and errors[-1] > MOST_LATENT_ERROR:
         yield Notice(
             where,
-            f"The latent policy's error is {errors[-1]:.2f} of that of always predicting the mean latent action.",
+            f"The error of the {stage.label} is {errors[-1]:.2f} of that of always predicting the mean latent action.",
             "Train it for longer (stage2.steps), or look whether a single frame can say what to do.",
         )
 
