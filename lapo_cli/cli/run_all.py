@@ -35,8 +35,9 @@ def run_all(
         bool,
         typer.Option(
             "--baselines",
-            help="Also train ceilings and peer methods: BC on all true labels and on the few, a supervised inverse "
-            "dynamics model, relabelling by one (VPT), and RL without a decoder.",
+            help="Also train ceilings, peer methods and the paper's ablations: BC on all true labels and on the few, a "
+            "supervised inverse dynamics model, relabelling by one (VPT), RL without a decoder, and LAPO online "
+            "without a quantizer.",
         ),
     ] = False,
     dry_run: Annotated[

@@ -33,7 +33,8 @@ class Compute:
         """The device in words."""
         if self.is_cuda:
             return torch.cuda.get_device_name(self.device)
-        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which a forward pass runs."""

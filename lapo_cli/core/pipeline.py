@@ -236,13 +236,13 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
     """What :func:`run_all` would do, without doing it."""
     planned = []
-    config = run.config.model_dump(mode="json")
     for game in games:
         for seed in seeds:
             again: set[str] = set()
             for stage in chain(run.config, baselines=options.baselines):
                 folder = run.seed_dir(game, seed).stage(stage.name)
                 begun = folder.try_read_config()
+                config = stage.configure(run.config).model_dump(mode="json")
                 changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
                 if options.fresh or not begun or changed or again.intersection(stage.requires):
                     state = "run"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.data.batches import BatchSampler
-from lapo_cli.core.pipeline import Options, run_all
+from lapo_cli.core.pipeline import Options, plan, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.training.agents import ScratchAgent
@@ -28,7 +28,8 @@ from tests.core.tiny_config import run
 from tests.reference.plain_models import PlainEncoder, plain_normalize
 
 MakeContext = Callable[..., Context]
-_BASELINES = ("supervised-idm", "rl-only", "bc", "bc-few", "vpt")
+_ABLATION = ("idm-no-quantizer", "policy-no-quantizer", "online-no-quantizer", "rl-only-no-quantizer")
+_BASELINES = ("supervised-idm", "rl-only", "bc", "bc-few", "vpt", *_ABLATION)
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=30, unique=True), st.integers(1, 30), st.integers(0, 9))
@@ -130,7 +131,12 @@ def test_baselines_are_trained_when_they_are_wanted_and_are_in_the_table(
     summary = run_all(made, ["maze"], [0], replace(options, baselines=True), Silent())
     assert all(made.seed_dir("maze", 0).stage(stage).done() for stage in _BASELINES)
     titles = [row.title for row in summary.rows]
-    assert titles[-5:] == [
+    assert titles[4:] == [
+        "LAPO fine-tuned online, 512 steps",
+        "LAPO fine-tuned online, RL only, 512 steps",
+        "LAPO fine-tuned online, no quantizer, 512 steps",
+        "LAPO fine-tuned online, RL only, no quantizer, 512 steps",
+        "PPO from scratch, 512 steps",
         "BC on all true labels",
         "BC without latent actions, 4 labelled frames",
         "BC without latent actions, 64 labelled frames",
@@ -140,3 +146,6 @@ def test_baselines_are_trained_when_they_are_wanted_and_are_in_the_table(
     accuracy = made.seed_dir("maze", 0).stage("supervised-idm").require_done("")["results"]["val/accuracy"]
     assert f"a supervised model: {accuracy:.2f}" in summary.notes[0]
     assert "of copying's" in summary.notes[1]
+    assert summary.notes[2].startswith("maze/0-no-quantizer probe: ")
+    assert "codes" not in summary.notes[3]
+    assert {planned.state for planned in plan(made, ["maze"], [0], replace(options, baselines=True))} == {"done"}

@@ -86,6 +86,14 @@ def test_measurements_are_made_once_and_again_when_stage_1_changed(context: Call
     # A rollout's first step is a prediction from real frames.
     assert imagined["errors"]["rollout"][0] == pytest.approx(imagined["errors"]["one step"][0], rel=1e-3)
 
+    gain = imagined["strips"]["error_gain"]
+    _, after, predicted, error = (
+        sheets.read(folder / "strips.webp", imagined["strips"]).reshape(-1, 4, 16, 16, 3).swapaxes(0, 1).astype(int)
+    )
+    expected = np.minimum(gain * np.abs(predicted - after).max(-1, keepdims=True), 255)
+    assert np.abs(error - expected).max() <= gain + 1  # Predictions are rounded to 256 levels before.
+    assert error.max() > 120
+
     again = context("stage1.lr=1e-3")
     run(again, "idm")
     measurements.measure(again)

@@ -137,3 +137,7 @@ def test_statistics_over_games_are_those_of_rliable() -> None:
     assert median_score(of)[0] == pytest.approx(metrics.aggregate_median(one))
     assert interquartile_mean(of)[0] == pytest.approx(metrics.aggregate_iqm(one))
     assert probability_of_improvement(of, over)[0] == pytest.approx(metrics.probability_of_improvement(one, other))
+    library = pytest.importorskip("rliable.library", reason="rliable cannot be imported", exc_type=ImportError)
+    thresholds = np.linspace(-3, 8, 23)
+    profile = performance_profile(of, thresholds)[:, 0]
+    assert profile == pytest.approx(library.score_distributions(one, thresholds))

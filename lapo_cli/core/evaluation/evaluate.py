@@ -5,7 +5,7 @@ film of the first levels; and what :mod:`lapo_cli.core.evaluation.measurements` 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import Done, StageDir, fingerprint
 from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.no_quantizer import NO_QUANTIZER
 from lapo_cli.core.training.rollout import Film, Filming, rollout, uniform
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_environment, stage_seed
 
@@ -200,8 +201,8 @@ def _demonstrations(ctx: Context) -> list[Row]:
 
 def _health(contexts: Iterable[Context]) -> Iterator[str]:
     """How good the latent actions are, and what to compare that with."""
-    for ctx in contexts:
-        done = ctx.seed_dir.stage(IDM).done()
+    for ctx in (replace(ctx, variant=variant) for ctx in contexts for variant in ("", NO_QUANTIZER)):
+        done = ctx.seed_dir.stage(IDM + ctx.variant).done()
         if done is None:
             continue
         found = done["results"]

@@ -21,7 +21,7 @@ from lapo_cli.core.training.stage import stage_seed
 HORIZON = 12
 SEQUENCES = 128
 STRIPS = 4
-_ERROR_GAIN = 4
+_WHITE = 0.995
 _CHANGED = 0.02  # of the range of a normalized pixel, as in stage 1
 
 
@@ -91,7 +91,7 @@ def measure(ctx: Context, folder: Path) -> dict[str, Any]:
     return {
         "horizon": horizon,
         "films": {**sheets.write(folder / "rollouts.webp", pixels(films)), "levels": len(films)},
-        "strips": sheets.write(folder / "strips.webp", _strips(world, real, inferred)),
+        "strips": _strips(folder / "strips.webp", world, real, inferred),
         "sequences": len(starts),
         "errors": _errors(world, real, inferred, rolled),
         "candidates": len(starts),
@@ -123,15 +123,21 @@ def _errors(world: Imagination, real: Tensor, inferred: Tensor, rolled: Tensor) 
     return {name: (frames - truth).square().mean((0, 2, 3, 4)).tolist() for name, frames in mse.items()}
 
 
-def _strips(world: Imagination, real: Tensor, inferred: Tensor) -> NDArray[np.uint8]:
-    """Cells of o_t, o_{t+1}, the prediction and four times its error, for the sequences in which most pixels change."""
+def _strips(file: Path, world: Imagination, real: Tensor, inferred: Tensor) -> dict[str, Any]:
+    """Write cells of o_t, o_{t+1}, the prediction and its error, for sequences in which many pixels change.
+
+    The error is the largest absolute one of the three colours, multiplied in all cells by ``error_gain``, which makes
+    that of 0.5 % of the pixels white.
+    """
     changed = ((real[:, 2] - real[:, 1]).abs().amax(1) > _CHANGED).float().mean((1, 2))
     chosen = changed.argsort(descending=True)[: len(real) // 2][:: max(1, len(real) // 2 // STRIPS)][:STRIPS]
     before, after = real[chosen, 1], real[chosen, 2]
     predicted = world.step(real[chosen, 0], before, inferred[chosen, 0])
     error = (predicted - after).abs().amax(1, keepdim=True).expand_as(after)
-    difference = (_ERROR_GAIN * error).clamp(max=1) - 0.5
-    return pixels(torch.stack([before, after, predicted, difference], 1))
+    gain = max(1, int(1 / max(float(error.quantile(_WHITE)), 1 / 255)))
+    difference = (gain * error).clamp(max=1) - 0.5
+    cells = pixels(torch.stack([before, after, predicted, difference], 1))
+    return {**sheets.write(file, cells), "error_gain": gain}
 
 
 def pixels(frames: Tensor) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ def project(z: Matrix, seed: int) -> tuple[Matrix, str]:
     if projection() == "UMAP":
         import umap
 
-        return umap.UMAP(random_state=seed % 2**31).fit_transform(z).astype(np.float32), "UMAP"
+        return umap.UMAP(random_state=seed % 2**31, n_jobs=1).fit_transform(z).astype(np.float32), "UMAP"
     return principal(z, 2), "PCA"
 
 

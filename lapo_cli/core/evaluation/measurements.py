@@ -27,7 +27,7 @@ FOLDER = "measurements"
 DEMONSTRATIONS = "demonstrations (expert)"
 _ANY: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 _FILM_FRAMES, _FILM_EVERY = 100, 2
-_VERSION = 1
+_VERSION = 2
 
 
 def measure(ctx: Context) -> None:

@@ -1,14 +1,15 @@
 """The report of one run, or the comparison of several, as one HTML file that needs no network."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
 import jinja2
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import lapo_cli
 from lapo_cli.core.errors import CorruptDataError
@@ -19,7 +20,7 @@ from lapo_cli.core.report.figures.style import svg
 from lapo_cli.core.report.panels import Panel, Reel, Strips
 from lapo_cli.core.report.results import RunResults, SeedResults, Store, read_run, title_of
 from lapo_cli.core.report.tables import PolicyRow, StatisticsRow
-from lapo_cli.core.report.warnings import warnings_of
+from lapo_cli.core.report.warnings import Notice, warnings_of
 from lapo_cli.core.run_dir import RunDir
 
 REPORT = "report.html"
@@ -122,16 +123,17 @@ def render(runs: Sequence[RunResults]) -> str:
         lstrip_blocks=True,
     )
     environment.globals["draw"] = _Drawn()
+    environment.filters["unbroken"] = _unbroken
     games = list(dict.fromkeys(game for run in runs for game in run.games))
     views = [_game(runs, game, min(_MOST_GAME_BYTES, _FILM_BYTES // max(1, len(games)))) for game in games]
-    found = [row for run in runs for row in tables.statistics_rows(run)] if len(games) > 1 else []
+    found = tables.together([row for run in runs for row in tables.statistics_rows(run)]) if len(games) > 1 else []
     newest = max((run.newest for run in runs if run.newest is not None), default=None)
     return environment.get_template("page.html.j2").render(
         title="Comparison of runs" if len(runs) > 1 else f"{runs[0].name}: what was learnt",
         version=lapo_cli.__version__,
         runs=runs,
         newest=newest,
-        warnings=[warning for run in runs for warning in warnings_of(run)],
+        warnings=[_named(run, runs, warning) for run in runs for warning in warnings_of(run)],
         games=views,
         open_games=_OPEN_GAMES,
         overall=_overall(runs, views, found),
@@ -146,6 +148,17 @@ def render(runs: Sequence[RunResults]) -> str:
         css=_resource("page.css"),
         script=_resource("player.js"),
     )
+
+
+def _named(run: RunResults, runs: Sequence[RunResults], notice: Notice) -> Notice:
+    """A warning that says of which run it is, where there are several."""
+    named = len(runs) == 1 or notice.where == run.name
+    return notice if named else replace(notice, where=f"{run.name}, {notice.where}")
+
+
+def _unbroken(text: str) -> Markup:
+    """Text in which no line breaks within an option of the command line."""
+    return Markup(re.sub(r"--[\w-]+", r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def _resource(name: str) -> Markup:
@@ -189,12 +202,12 @@ def _overall(runs: Sequence[RunResults], games: Sequence[GameView], found: Seque
         )
     for run in runs if not several else []:
         rows = [row for game in games for row in game.rows]
-        shown += [p for p in (panels.over_games_online(run), panels.over_games_offline(run, rows)) if p is not None]
+        shown += panels.over_games(run, rows)
     return shown
 
 
 def _game(runs: Sequence[RunResults], game: str, most_bytes: int) -> GameView:
-    rows = tables.policy_rows(runs, game)
+    rows = tables.together(tables.policy_rows(runs, game))
     curves = [panels.online(runs, game, rows), panels.offline(runs, rows)]
     with_game = [run for run in runs if run.of(game)]
     seeds = [_seed(run, run.of(game), most_bytes // len(with_game)) for run in with_game]

@@ -1,6 +1,6 @@
 """From the results of runs to the figures and films of the report, game by game."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,10 +57,11 @@ class Reel:
 
 @dataclass(frozen=True)
 class Strips:
-    """Rows of o_t, o_{t+1}, the prediction and their difference, as one picture."""
+    """Rows of o_t, o_{t+1}, the prediction and its error, multiplied by ``error_gain``, as one picture."""
 
     source: str
     rows: int
+    error_gain: int
 
 
 def _named(run: RunResults, runs: Sequence[RunResults], text: str) -> str:
@@ -154,57 +155,59 @@ def offline(runs: Sequence[RunResults], rows: Sequence[PolicyRow]) -> Panel:
     )
 
 
-def over_games_online(run: RunResults) -> Panel | None:
-    """The mean over games against the paper's; None without a curve on every game."""
-    games = [game for game in run.games if run.of(game)[0].normalize(0.0) is not None]
-    of_game = [({line.label: line for line in online_lines([run], game)}, run.of(game)[0]) for game in games]
-    labels = [label for label in (of_game[0][0] if of_game else {}) if all(label in found for found, _ in of_game)]
+def over_games(run: RunResults, rows: Sequence[PolicyRow]) -> list[Panel]:
+    """Means over games beside the paper's, online and offline, of the methods that have a curve on every game."""
+    seeds = {game: run.of(game)[0] for game in run.games if run.of(game)[0].normalize(0.0) is not None}
+    stages = {name for seed in run.seeds for name in seed.stages}
+    online = {game: online_lines([run], game) for game in seeds}
+    offline = {game: offline_lines([row for row in rows if row.game == game], name_runs=False) for game in seeds}
+    of_paper = [
+        Line(label, paper.STEPS, values, published=True)
+        for stage, (label, values) in paper.ONLINE.items()
+        if stage in stages
+    ]
+    found = [
+        _over_games(seeds, online, of_paper, "environment steps", 10),
+        _over_games(
+            seeds,
+            offline,
+            [Line("paper: decoded offline", paper.LABELS, paper.OFFLINE, published=True)],
+            "labelled frames",
+            2,
+        ),
+    ]
+    return [panel for panel in found if panel is not None]
+
+
+def _over_games(
+    seeds: Mapping[str, SeedResults],
+    of_game: Mapping[str, Sequence[Line]],
+    of_paper: Sequence[Line],
+    x_label: str,
+    base: int,
+) -> Panel | None:
+    normalized: dict[str, list[dict[float, float]]] = {}
+    for game, lines_of in of_game.items():
+        for line in lines_of:
+            values = [seeds[game].normalize(mean) or 0.0 for mean in line.mean]
+            normalized.setdefault(line.label, []).append(dict(zip(line.x, values, strict=True)))
     lines = []
-    for label in labels:
-        steps = sorted(set.intersection(*(set(found[label].x) for found, _ in of_game)))
-        means = [
-            [seed.normalize(dict(zip(found[label].x, found[label].mean, strict=True))[step]) or 0.0 for step in steps]
-            for found, seed in of_game
-        ]
-        lines.append(Line(label, steps, np.mean(means, axis=0).tolist()))
+    for label, found in normalized.items():
+        shared = sorted(set.intersection(*(set(points) for points in found)))
+        if len(found) == len(seeds) and shared:
+            lines.append(Line(label, shared, [float(np.mean([points[x] for points in found])) for x in shared]))
     if not lines:
         return None
-    lines += [Line(label, paper.STEPS, values, published=True) for label, values in paper.ONLINE.values()]
+    left = " A point at 0 is drawn at the left end." if any(0 in line.x for line in lines) else ""
+    lines += of_paper
+    which = f"Mean of {len(seeds)} games" if len(seeds) > 1 else "".join(seeds)
     return Panel(
-        f"{_of_games(games)} beside the mean of the paper's 16",
+        f"{which} against {x_label}, beside the mean of the paper's 16",
         "; ".join(f"{line.label}: {line.mean[0]:.2f} to {line.mean[-1]:.2f}" for line in lines),
-        f"Dashed: {paper.NOTE}. A point at 0 steps is drawn at the left end.",
-        lambda axes: curves.draw(axes, lines, x_label="environment steps", y_label="normalized return", log=10),
+        f"Dashed: {paper.NOTE}.{left}",
+        lambda axes: curves.draw(axes, lines, x_label=x_label, y_label="normalized return", log=base),
         3.6,
     )
-
-
-def over_games_offline(run: RunResults, rows: Sequence[PolicyRow]) -> Panel | None:
-    """The mean over games against the paper's; None where nothing was decoded offline on every game."""
-    games = [game for game in run.games if run.of(game)[0].normalize(0.0) is not None]
-    by_label: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        if row.game in games and row.key[1] is not None and row.normalized is not None:
-            by_label.setdefault(row.key[0], {}).setdefault(row.key[1], []).append(row.normalized)
-    lines = []
-    for label, values in by_label.items():
-        points = {labels: np.mean(found) for labels, found in sorted(values.items()) if len(found) == len(games)}
-        if points:
-            lines.append(Line(label, list(points), [float(value) for value in points.values()]))
-    if not lines:
-        return None
-    lines.append(Line("paper: decoded offline", paper.LABELS, paper.OFFLINE, published=True))
-    return Panel(
-        f"{_of_games(games)} beside the mean of the paper's 16",
-        "; ".join(f"{line.label}: {line.mean[0]:.2f} to {line.mean[-1]:.2f}" for line in lines),
-        f"Dashed: {paper.NOTE}.",
-        lambda axes: curves.draw(axes, lines, x_label="labelled frames", y_label="normalized return", log=2),
-        3.4,
-    )
-
-
-def _of_games(games: Sequence[str]) -> str:
-    return games[0] if len(games) == 1 else f"Mean of {len(games)} games"
 
 
 def action_names(seed: SeedResults) -> list[str]:
@@ -373,10 +376,12 @@ def strips(seed: SeedResults) -> Strips | None:
     if seed.imagined is None:
         return None
     cells = sheets.read(seed.path / FOLDER / "strips.webp", seed.imagined["strips"])
+    # A grey edge, because the pictures of some games run into one another.
+    cells = np.pad(cells, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=128)
     rows = cells.reshape(-1, 4, *cells.shape[1:])
     # A column of rows, so that the page can name the four columns.
     tall = rows.transpose(0, 2, 1, 3, 4).reshape(1, rows.shape[0] * rows.shape[2], 4 * rows.shape[3], 3)
-    return Strips(films.picture(tall), len(rows))
+    return Strips(films.picture(tall), len(rows), seed.imagined["strips"].get("error_gain", 4))
 
 
 def playing(seed: SeedResults, most_bytes: int) -> tuple[Reel, Reel]:

@@ -6,6 +6,7 @@ STEPS = (50_000, 250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
 ONLINE = {
     "online": ("paper: RL + SL", (0.45, 0.73, 0.82, 0.87, 0.93, 1.00)),
     "rl-only": ("paper: RL only", (0.35, 0.67, 0.69, 0.74, 0.84, 0.93)),
+    "rl-only-no-quantizer": ("paper: RL only, no quantizer", (0.27, 0.48, 0.58, 0.66, 0.73, 0.81)),
     "scratch": ("paper: PPO from scratch", (0.11, 0.09, 0.14, 0.22, 0.32, 0.44)),
 }
 """Stage -> label, and mean normalized return over 16 games after :data:`STEPS`."""

@@ -36,6 +36,12 @@ class FilmFile(sheets.Sheet):
     returns: NotRequired[list[FiniteFloat]]
 
 
+class StripsFile(sheets.Sheet):
+    """Rows of four cells; ``error_gain`` is what the error in the last one was multiplied by."""
+
+    error_gain: NotRequired[int]
+
+
 class _Evaluation(TypedDict):
     """A file of :mod:`lapo_cli.core.evaluation.evaluate`."""
 
@@ -104,7 +110,7 @@ class Imagined(TypedDict):
 
     horizon: int
     films: FilmFile
-    strips: sheets.Sheet
+    strips: StripsFile
     sequences: int
     candidates: int
     errors: Errors

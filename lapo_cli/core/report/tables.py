@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,15 @@ STATISTICS = {
     "median": statistics.median_score,
     "interquartile mean": statistics.interquartile_mean,
 }
+
+
+_Row = TypeVar("_Row", PolicyRow, StatisticsRow)
+
+
+def together(rows: Sequence[_Row]) -> list[_Row]:
+    """Rows of several runs with those of the same policy one after the other."""
+    titles = list(dict.fromkeys(row.title for row in rows))
+    return sorted(rows, key=lambda row: titles.index(row.title))
 
 
 def statistics_rows(run: RunResults) -> list[StatisticsRow]:

@@ -69,7 +69,7 @@ def _stages(seed: SeedResults) -> Iterator[Notice]:
     where = f"{seed.game}, seed {seed.seed}"
     for stage in seed.stages.values():
         if not stage.done:
-            yield Notice(where, f"The {stage.label} is not finished.", "Run the same command again: it resumes.")
+            yield Notice(where, f"Not finished: {stage.label}.", "Run the same command again: it resumes.")
         yield from _training(where, stage)
     if "idm" in seed.stages:
         yield from _latent_actions(where, seed.stages["idm"])
@@ -107,13 +107,13 @@ def _training(where: str, stage: StageRun) -> Iterator[Notice]:
     if errors and errors[-1] > MOST_LATENT_ERROR:
         yield Notice(
             where,
-            f"The latent policy's error is {errors[-1]:.2f} of that of always predicting the mean latent action.",
+            f"The error of the {stage.label} is {errors[-1]:.2f} of that of always predicting the mean latent action.",
             "Train it for longer (stage2.steps), or look whether a single frame can say what to do.",
         )
 
 
 def _section(stage: StageRun) -> str:
-    return "stage1" if stage.name == "idm" else "stage2"
+    return "stage1" if "idm" in stage.name else "stage2"
 
 
 def _latent_actions(where: str, idm: StageRun) -> Iterator[Notice]:

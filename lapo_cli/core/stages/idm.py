@@ -18,6 +18,7 @@ from lapo_cli.core.training.checkpoints import IDM, build_idm, build_world_model
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
+from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
@@ -173,7 +174,7 @@ class _HeldOut:
         return {**health, **probe}
 
 
-STAGES.register(
+_STAGE = STAGES.register(
     Stage(
         name=IDM,
         label="inverse dynamics model",
@@ -184,3 +185,4 @@ STAGES.register(
         order=10,
     )
 )
+STAGES.register(without_quantizer(_STAGE))

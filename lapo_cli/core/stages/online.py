@@ -23,6 +23,7 @@ from lapo_cli.core.training.checkpoints import (
 )
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import played_pairs
+from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.ppo import PPO, Rollout
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
@@ -47,7 +48,8 @@ def _finetune(ctx: Context, stage: StageDir, *, with_decoder: bool) -> dict[str,
         ctx.compute.device,
     )
     decoder = _OnlineDecoder(ctx, agent) if with_decoder else None
-    training = PPOLoop(ctx, stage, f"stage 3 {stage.name}", ppo, {} if decoder is None else {"decoder": decoder})
+    title = f"stage 3 {stage.name.removesuffix(ctx.variant)}"
+    training = PPOLoop(ctx, stage, title, ppo, {} if decoder is None else {"decoder": decoder})
     for update, rollout in training.updates(keep_frames=None if decoder is None else decoder.wants):
         if decoder is not None:
             decoder.learn(rollout, update, ppo.env_steps)
@@ -99,7 +101,7 @@ class _OnlineDecoder:
 
 def _register(name: str, label: str, init: str, *, with_decoder: bool, order: int) -> None:
     build: Callable[[Mapping[str, Any], Compute], LatentAgent] = partial(_build_agent, with_decoder=with_decoder)
-    STAGES.register(
+    stage = STAGES.register(
         Stage(
             name=name,
             label=label,
@@ -114,6 +116,7 @@ def _register(name: str, label: str, init: str, *, with_decoder: bool, order: in
             order=order,
         )
     )
+    STAGES.register(without_quantizer(stage))
 
 
 _register("online", "LAPO fine-tuned online", "latent", with_decoder=True, order=40)

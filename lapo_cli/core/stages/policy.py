@@ -14,6 +14,7 @@ from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy,
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
+from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.stage import STAGES, Stage, output_fingerprint, stage_seed
 
@@ -25,7 +26,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     """Train policy(o_t) to predict the frozen IDM's z_t, on frames alone."""
     config, model, compute = ctx.config.stage2, ctx.config.model, ctx.compute
     train, held_out = ctx.open_store("train").video(), ctx.open_store("test").video()
-    idm, idm_fingerprint = load_idm(ctx), output_fingerprint(ctx, IDM)
+    idm, idm_fingerprint = load_idm(ctx), output_fingerprint(ctx, IDM + ctx.variant)
     windows = train.windows(ctx.config.data.max_frames)
     labels = latent_labels(ctx, idm, idm_fingerprint, train, windows)
     test_windows = held_out.windows()[:_HELD_OUT_WINDOWS]
@@ -89,7 +90,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     return {"steps": config.steps, **(latest or evaluate())}
 
 
-STAGES.register(
+_STAGE = STAGES.register(
     Stage(
         name=POLICY,
         label="latent policy",
@@ -101,3 +102,4 @@ STAGES.register(
         order=20,
     )
 )
+STAGES.register(without_quantizer(_STAGE))

@@ -145,7 +145,7 @@ def load_world_model(ctx: Context) -> WorldModel:
 
 
 def _load_of_stage1(ctx: Context, name: str, build: Callable[[ModelConfig], _Module]) -> _Module:
-    stage = require_stage(ctx, IDM)
+    stage = require_stage(ctx, IDM + ctx.variant)
     module = build(model_of(read_about(stage.path / WEIGHTS)))
     stage.load_weights({name: module})
     ctx.compute.place(module)
@@ -159,7 +159,7 @@ def load_policy(ctx: Context) -> LatentPolicy:
         MissingInputError: stage 2 is not finished.
         CorruptDataError: its weights are damaged.
     """
-    stage = require_stage(ctx, POLICY)
+    stage = require_stage(ctx, POLICY + ctx.variant)
     policy = latent_policy_of(read_about(stage.path / WEIGHTS))
     stage.load_weights({"policy": policy})
     ctx.compute.place(policy)
@@ -172,7 +172,7 @@ def idm_about(ctx: Context) -> dict[str, Any]:
     Raises:
         MissingInputError: stage 1 is not finished.
     """
-    return read_about(require_stage(ctx, IDM).path / WEIGHTS)
+    return read_about(require_stage(ctx, IDM + ctx.variant).path / WEIGHTS)
 
 
 def policy_about(ctx: Context) -> dict[str, Any]:
@@ -181,5 +181,5 @@ def policy_about(ctx: Context) -> dict[str, Any]:
     Raises:
         MissingInputError: stage 2 is not finished.
     """
-    about = read_about(require_stage(ctx, POLICY).path / WEIGHTS)
+    about = read_about(require_stage(ctx, POLICY + ctx.variant).path / WEIGHTS)
     return {name: about[name] for name in ("model", "target") if name in about}

@@ -25,6 +25,7 @@ class Context:
         progress: where progress is reported.
         fresh: start the stage over instead of resuming it.
         wandb: log metrics to Weights & Biases too.
+        variant: how the names of the stages end whose networks are used; empty for those of the run's configuration.
     """
 
     seed_dir: SeedDir
@@ -34,6 +35,7 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     fresh: bool = False
     wandb: bool = False
+    variant: str = ""
 
     @property
     def game(self) -> str:
@@ -78,4 +80,4 @@ class Context:
 
     def title(self, text: str) -> str:
         """``text`` with game and seed before it, as progress shows it."""
-        return f"{self.game}/{self.seed_dir.seed} {text}"
+        return f"{self.game}/{self.seed_dir.seed}{self.variant} {text}"

@@ -6,14 +6,14 @@ tables, legends and the network that a weights file needs all derive from these 
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import PLUGIN_SECTIONS, Section, section_of
+from lapo_cli.core.config import PLUGIN_SECTIONS, Config, Section, section_of
 from lapo_cli.core.data.store import SPLITS, Split
 from lapo_cli.core.errors import UsageError
 from lapo_cli.core.registry import Registry
@@ -76,6 +76,8 @@ class Stage:
         in_chain: whether ``run-all`` includes it: always, only with ``--baselines``, or never.
         order: its place in ``run-all`` and in tables.
         config: the class of a section ``plugins.<name>`` of its own; for stages that plugins add.
+        configure: the configuration that it works with, from the run's.
+        variant: of the context that it works in, see :class:`Context`.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Stage:
     in_chain: Literal["always", "baselines", "never"] = "always"
     order: int = 100
     config: type[Section] | None = None
+    configure: Callable[[Config], Config] = lambda config: config
+    variant: str = ""
 
     def command_for(self, ctx: Context) -> str:
         """The command line that runs it on this game and seed."""
@@ -141,7 +145,7 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
     reason = stage.applicable(ctx)
     if reason is not None:
         raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
-    config = ctx.config.model_dump(mode="json")
+    config = stage.configure(ctx.config).model_dump(mode="json")
     own = () if stage.config is None else (f"plugins.{stage.name}",)
     inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
     inputs |= {split: ctx.open_store(split).manifest.fingerprint for split in stage.reads}
@@ -185,8 +189,9 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
                 ctx, key = ctx.with_precision(same["precision"]), same
         skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
         if not skipped:
-            torch.manual_seed(stage_seed(ctx, stage.name))
-            folder.finish(stage.run(ctx, folder))
+            torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
+            working = replace(ctx, config=stage.configure(ctx.config), variant=stage.variant)
+            folder.finish(stage.run(working, folder))
         results = folder.require_done("this command")["results"]
     return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped)
 

@@ -12,7 +12,9 @@ from lapo_cli.core.errors import DiskFullError, RunDirError
 from lapo_cli.core.evaluation import evaluate, measurements
 from lapo_cli.core.report import page
 from lapo_cli.core.report.images import write_images
+from lapo_cli.core.report.panels import over_games
 from lapo_cli.core.report.results import read_run
+from lapo_cli.core.report.tables import policy_rows
 from lapo_cli.core.run_dir import RunDir
 from tests.core.report.run_files import write_run, write_stage
 
@@ -75,6 +77,7 @@ def test_a_finished_run_is_shown_whole_and_needs_nothing_from_elsewhere(tmp_path
         "stage1.steps",
         "a CPU fp32",
         "There are games with 2 training seeds",
+        "Train more, for example --seeds 0,1,2.",
     ):
         assert sentence in _said(html.text), sentence
     assert html.tags.count("svg") == 9
@@ -92,8 +95,6 @@ def test_a_finished_run_is_shown_whole_and_needs_nothing_from_elsewhere(tmp_path
 
 def test_intervals_and_means_are_those_of_the_returns(tmp_path: Path) -> None:
     rows = read_run(write_run(tmp_path / "run", ["maze"], [0, 1]).path)
-    from lapo_cli.core.report.tables import policy_rows
-
     (random, demonstrations, *_, scratch) = policy_rows([rows], "maze")
     assert random.estimate.mean == pytest.approx((4.5 + 5.0) / 2)
     assert random.normalized == pytest.approx((random.estimate.mean - 4) / 6)
@@ -116,8 +117,33 @@ def test_runs_are_compared_in_one_page(tmp_path: Path) -> None:
     assert (one.path / page.COMPARISON).exists()
     assert "Comparison of runs" in html.text
     assert {"mine/quick", "yours/quick"} <= set(html.text.split())
-    assert "mine/quick: LAPO fine-tuned online" in (one.path / page.COMPARISON).read_text()
+    text = (one.path / page.COMPARISON).read_text()
+    assert "mine/quick: LAPO fine-tuned online" in text
+    table = re.findall(r'<td>(\w+)/quick</td>\s*<th scope="row">([^<]+)</th>', text)
+    assert table[:4] == [
+        (run, policy) for policy in ("random policy", "demonstrations (expert)") for run in ("mine", "yours")
+    ]
     assert not (other.path / page.COMPARISON).exists()
+
+
+def test_a_warning_says_of_which_of_several_runs_it_is(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", unfinished=["online"])
+    assert "other, maze, seed 0: Not finished: LAPO fine-tuned online." in _said(_page(one, other).text)
+    assert "maze, seed 0: Not finished" in _said(_page(other).text)
+    assert "other, maze" not in _page(other).text
+
+
+def test_means_over_games_are_of_what_every_game_has(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ["bigfish", "maze"])
+    shutil.rmtree(run.seed_dir("maze", 0).path / "scratch")
+    results = read_run(run.path)
+    online, offline = over_games(results, [row for game in results.games for row in policy_rows([results], game)])
+    assert online.title == "Mean of 2 games against environment steps, beside the mean of the paper's 16"
+    assert online.alt == (
+        "LAPO fine-tuned online: 0.17 to 0.50; paper: RL + SL: 0.45 to 1.00; paper: PPO from scratch: 0.11 to 0.44"
+    )
+    assert online.note.endswith("A point at 0 is drawn at the left end.")
+    assert offline.alt == "LAPO decoded offline: 0.25 to 0.42; paper: decoded offline: 0.05 to 0.57"
 
 
 def test_stage_1_alone_is_shown_and_the_rest_is_said_to_be_missing(tmp_path: Path) -> None:
@@ -149,7 +175,7 @@ def test_a_run_that_is_going_on_shows_what_there_is(tmp_path: Path) -> None:
         file.write('{"step": 300, "seco')  # A line that is being written.
     with run.lock():
         html = _page(run)
-    assert "The LAPO fine-tuned online is not finished. Run the same command again: it resumes." in _said(html.text)
+    assert "Not finished: LAPO fine-tuned online. Run the same command again: it resumes." in _said(html.text)
     assert "LAPO fine-tuned online, 5.00 to 7.00" in (run.path / page.REPORT).read_text()
 
 

@@ -1,0 +1,45 @@
+"""The paper's ablation (section 6): stages once more, without a quantizer, beside those of the run."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lapo_cli.core.config import QUANTIZERS, Config
+from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import Stage, TrainedPolicy
+
+NO_QUANTIZER = "-no-quantizer"
+_KIND = "none"
+
+
+def without_quantizer(stage: Stage) -> Stage:
+    """The same stage without a quantizer, one of the baselines: on the latent actions of its like, of the same size."""
+    name, label = stage.name + NO_QUANTIZER, f"{stage.label}, no quantizer"
+
+    def policies(ctx: Context, folder: StageDir) -> Iterator[TrainedPolicy]:
+        for policy in stage.policies(ctx, folder):
+            yield replace(policy, method=label)
+
+    def applicable(ctx: Context) -> str | None:
+        if ctx.config.model.quantizer.kind == _KIND:
+            return "the run has no quantizer"
+        return stage.applicable(ctx)
+
+    return replace(
+        stage,
+        name=name,
+        label=label,
+        command=f"lapo run-stage {name} {{seed_dir}}",
+        requires=tuple(required + NO_QUANTIZER for required in stage.requires),
+        applicable=applicable,
+        policies=policies,
+        configure=_configure,
+        variant=NO_QUANTIZER,
+        in_chain="baselines",
+        order=50 + stage.order // 10,  # After those of the run, in their order.
+    )
+
+
+def _configure(config: Config) -> Config:
+    quantizer = QUANTIZERS.get(_KIND).model_validate({"size": config.model.quantizer.la_dim})
+    return config.model_copy(update={"model": config.model.model_copy(update={"quantizer": quantizer})})
