@@ -48,6 +48,15 @@ PresetName = Annotated[
         help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores."
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")]
+Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--baselines",
+        help="Also train ceilings and peer methods: BC on all true labels and on the few, a supervised inverse "
+        "dynamics model, relabelling by one (VPT), and RL without a decoder.",
+    ),
+]
 Reconfigure = Annotated[
     bool,
     typer.Option(

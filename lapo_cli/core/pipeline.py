@@ -5,7 +5,7 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from lapo_cli.core.errors import (
     describe,
     one_line,
 )
+from lapo_cli.core.evaluation.evaluate import FOLDER as EVALUATION
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
+from lapo_cli.core.evaluation.measurements import FOLDER as MEASUREMENTS
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
@@ -123,7 +125,8 @@ def run_stage(
     run.save()
     results = []
     for ctx in contexts:
-        results.append(stages.run_stage(ctx, stage))
+        with ctx.seed_dir.lock():
+            results.append(stages.run_stage(ctx, stage))
         draw_learning_curve(results[-1].path)
     return results
 
@@ -182,11 +185,11 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
             f"GAME --run-dir {run.path}' first."
         )
     failures, notes, played = [], [], []
-    with run.lock():
-        for ctx in contexts:
-            reason = needs_environment(ctx)
-            if reason is not None:
-                notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
+    for ctx in contexts:
+        reason = needs_environment(ctx)
+        if reason is not None:
+            notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
+        with ctx.seed_dir.lock():
             try:
                 for candidate in candidates(ctx, only):
                     episodic_returns(ctx, candidate)
@@ -194,6 +197,7 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
             except EnvironmentUnavailableError as error:
                 failures.append(Failure(ctx.game, ctx.seed_dir.seed, one_line(str(error))))
             measure(ctx)
+    with run.lock(progress):
         return _summarize(run, played, failures, path.absolute(), only, list(dict.fromkeys(notes)))
 
 
@@ -212,25 +216,62 @@ def play(run: RunDir, path: Path, options: Options, progress: Progress, port: in
 def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, progress: Progress) -> Summary:
     """Every stage of every game and seed, then the table. What is finished is skipped, what is cut off resumes.
 
-    A game that fails is noted in the summary and does not stop the others.
+    A game that fails is noted in the summary and does not stop the others. Several calls may work on one run at a time,
+    here or on other machines: each game and seed is worked on by one of them, and the others wait for it.
 
     Raises:
+        RunDirError: with ``fresh``, another process works on one of these games and seeds.
         LapoError: nothing could be started at all.
     """
-    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
     included = chain(run.config, baselines=options.baselines)
     _compute(run, options)
     SOURCES.get(run.config.data.source)
     LAUNCHERS.get(options.launcher)
     run.save()
-    with run.lock():
-        failures = _launch(chains, options, progress)
-        failed = {(failure.game, failure.seed) for failure in failures}
-        # Evaluated already: the table is made again from what the chains have kept.
-        kept = replace(options, fresh=False)
-        done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
-        finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
+    if options.fresh:
+        _start_over([run.seed_dir(game, seed) for game in games for seed in seeds], included)
+        options = replace(options, fresh=False)  # Or a job that an engine starts again would start over again.
+    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    failures = _launch(chains, options, progress)
+    failed = {(failure.game, failure.seed) for failure in failures}
+    done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
+    finished = [_context(run, run.seed_dir(*names), options, progress) for names in done]
+    with run.lock(progress):  # Evaluated already: the table is made from what the chains have kept.
         return _summarize(run, finished, failures, run.path, None, _left_out(finished, included))
+
+
+def run_chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
+    """All of one game and seed, from data to evaluated policies, as :func:`run_all` does it; no table is made.
+
+    Any number of calls may work on one run at a time; a second one for the same game and seed waits for the first.
+
+    Returns:
+        The stages of this game and seed that apply to it.
+
+    Raises:
+        RunDirError: with ``fresh``, another process works on this game and seed.
+        LapoError: it could not be finished.
+    """
+    _compute(run, options)
+    SOURCES.get(run.config.data.source)
+    run.save()
+    if options.fresh:
+        _start_over([run.seed_dir(game, seed)], chain(run.config, baselines=options.baselines))
+    return Chain(run, game, seed, replace(options, fresh=False)).run_stages(options.device, progress)
+
+
+def _start_over(seed_dirs: list[SeedDir], included: list[Stage]) -> None:
+    """Set aside what there is of these stages, and the evaluations.
+
+    Raises:
+        RunDirError: another process works on one of these games and seeds; nothing has been set aside.
+    """
+    with ExitStack() as stack:
+        for seed_dir in seed_dirs:
+            stack.enter_context(seed_dir.lock())
+        for seed_dir in seed_dirs:
+            for name in (*(stage.name for stage in included), EVALUATION, MEASUREMENTS):
+                files.set_aside(seed_dir.path / name)
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
@@ -269,21 +310,32 @@ class Chain:
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""
+        self.run_stages(device, progress)
+
+    def run_stages(self, device: str, progress: Progress) -> list[StageResult]:
+        """The same, and how each stage ended.
+
+        A second process with the same chain waits: it may be another attempt, begun while the first is still writing
+        its checkpoint.
+        """
         seed_dir, options = self.run.seed_dir(self.game, self.seed), replace(self.options, device=device)
         ctx = _context(self.run, seed_dir, options, progress)
         data = self.run.config.data
-        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
-        for stage in chain(self.run.config, baselines=options.baselines):
-            reason = stage.applicable(ctx)
-            if reason is not None:
-                progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
-                continue
-            result = stages.run_stage(ctx, stage)
-            if result.skipped:
-                progress.log(f"{self.game}, seed {self.seed}: {result.stage} was finished before.")
-        for candidate in candidates(ctx):
-            episodic_returns(ctx, candidate)
-        measure(ctx)
+        results = []
+        with seed_dir.lock(progress):
+            ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+            for stage in chain(self.run.config, baselines=options.baselines):
+                reason = stage.applicable(ctx)
+                if reason is not None:
+                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
+                    continue
+                results.append(stages.run_stage(ctx, stage))
+                if results[-1].skipped:
+                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
+            for candidate in candidates(ctx):
+                episodic_returns(ctx, candidate)
+            measure(ctx)
+        return results
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
@@ -298,12 +350,6 @@ def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
 def _launch(chains: list[Chain], options: Options, progress: Progress) -> list[Failure]:
     """Run all chains; those that failed, in their order."""
     launcher = LAUNCHERS.get(options.launcher)
-    if options.jobs > 1:
-        for chain in {chain.game: chain for chain in chains}.values():
-            # Once for all its seeds, which would get in each other's way; if it fails, its chains report it.
-            with suppress(LapoError):
-                data = chain.run.config.data
-                ensure_stores(chain.game, options.data_dir, data.source, data.max_frames, progress)
     failures: dict[int, Failure] = {}
     with progress.task("games and seeds", len(chains), "run") as task:
         outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress)
