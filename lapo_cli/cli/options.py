@@ -49,6 +49,13 @@ PresetName = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder on a disk of the machine that computes, to which the frames are copied before they are used.",
+        show_default="none",
+    ),
+]
 Baselines = Annotated[
     bool,
     typer.Option(

@@ -14,6 +14,7 @@ from lapo_cli.cli.options import (
     Overrides,
     PresetName,
     Reconfigure,
+    Scratch,
     Seed,
 )
 from lapo_cli.cli.tables import plan_table, stage_table, summary_parts
@@ -36,11 +37,24 @@ def run_all(
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     reconfigure: Reconfigure = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Games and seeds to run in parallel, each on a GPU or an equal share of the CPU.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Games and seeds to run in parallel, each on a GPU or an equal share of the CPU.",
+            show_default="1; on a cluster, as many as it has room for",
+        ),
+    ] = None,
     launcher: Annotated[
-        str, typer.Option(metavar="NAME", help="What runs the jobs: 'local', or a launcher that a plugin adds.")
+        str,
+        typer.Option(
+            metavar="NAME", help="What runs the jobs: 'local' (this machine), or a launcher that a plugin adds."
+        ),
     ] = "local",
+    launcher_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of the launcher; repeatable.", show_default="none"),
+    ] = None,
+    scratch: Scratch = None,
     baselines: Baselines = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
@@ -65,10 +79,19 @@ def run_all(
         from lapo_cli.core.run_dir import RunDir
 
         where = run_dir or Path("runs", preset)
-        options = execution.options(wandb=logging.wandb, jobs=jobs, launcher=launcher, baselines=baselines)
+        options = execution.options(
+            wandb=logging.wandb,
+            jobs=jobs,
+            launcher=launcher,
+            launcher_settings=tuple(launcher_set or ()),
+            scratch=scratch,
+            baselines=baselines,
+        )
         if dry_run:
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
-            here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
+            script = pipeline.preview(RunDir(where, config, preset), names, numbers, options)
+            document = {"run_dir": where, "plan": planned, **({"script": script} if script else {})}
+            here.result(document, plan_table(planned, plain=here.plain), script)
             return
         run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         summary = pipeline.run_all(run, names, numbers, options, here.progress)
@@ -89,6 +112,7 @@ def run_chain(
         typer.Option(help="Configuration to start from.", show_default="the run's; of a new run, 'paper'"),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
+    scratch: Scratch = None,
     baselines: Baselines = False,
 ) -> None:
     """Run all of one game and seed: what 'run-all' does for each, as a job of its own.
@@ -109,7 +133,7 @@ def run_chain(
         from lapo_cli.core.run_dir import RunDir
 
         run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or "paper")
-        options = execution.options(wandb=logging.wandb, baselines=baselines)
+        options = execution.options(wandb=logging.wandb, scratch=scratch, baselines=baselines)
         results = pipeline.run_chain(run, game, seed, options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 

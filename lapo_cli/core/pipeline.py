@@ -4,6 +4,7 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,13 @@ from pathlib import Path
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import Compute, resolve
-from lapo_cli.core.config import Config, section_of
+from lapo_cli.core.config import Config, Section, section_of
+from lapo_cli.core.config_loading import parse_settings
 from lapo_cli.core.data.clips import Preparation, find_clips
-from lapo_cli.core.data.download import ensure_stores
+from lapo_cli.core.data.download import copy_stores, ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.sources.video import preparation_of
+from lapo_cli.core.data.store import store_path
 from lapo_cli.core.errors import (
     EnvironmentUnavailableError,
     LapoError,
@@ -30,9 +33,11 @@ from lapo_cli.core.evaluation.measurements import FOLDER as MEASUREMENTS
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
-from lapo_cli.core.launchers.base import LAUNCHERS
+from lapo_cli.core.launchers.base import LAUNCHERS, Launcher, Needs
+from lapo_cli.core.needs import needs
 from lapo_cli.core.play.server import Server
 from lapo_cli.core.play.session import Session
+from lapo_cli.core.plugins import loaded_plugins
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.report.images import draw_learning_curve, write_images
 from lapo_cli.core.report.page import REPORT, write_report
@@ -54,8 +59,10 @@ class Options:
         data_dir: root of the frame stores.
         fresh: start stages over instead of resuming or skipping them.
         wandb: log to Weights & Biases too.
-        jobs: games and seeds side by side.
+        jobs: games and seeds side by side; None for what suits the launcher.
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
+        launcher_settings: its settings, as ``KEY=VALUE`` words.
+        scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
         baselines: include the ceilings and peer methods in ``run-all``.
     """
 
@@ -63,8 +70,10 @@ class Options:
     data_dir: Path = field(default_factory=files.data_dir)
     fresh: bool = False
     wandb: bool = False
-    jobs: int = 1
+    jobs: int | None = None
     launcher: str = "local"
+    launcher_settings: tuple[str, ...] = ()
+    scratch: Path | None = None
     baselines: bool = False
 
 
@@ -226,7 +235,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     included = chain(run.config, baselines=options.baselines)
     _compute(run, options)
     SOURCES.get(run.config.data.source)
-    LAUNCHERS.get(options.launcher)
+    _launcher(options)
     run.save()
     if options.fresh:
         _start_over([run.seed_dir(game, seed) for game in games for seed in seeds], included)
@@ -308,6 +317,28 @@ class Chain:
         """Game and seed."""
         return f"{self.game}/{self.seed}"
 
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run.path.absolute()
+
+    @property
+    def command(self) -> list[str]:
+        """``lapo run-chain``, by this interpreter, with all that the work depends on."""
+        options = self.options
+        words: list[str | Path] = [sys.executable, "-m", "lapo_cli", "run-chain", self.game, "--seed", str(self.seed)]
+        words += ["--run-dir", self.folder, "--data-dir", options.data_dir.absolute(), "--device", options.device]
+        words += [] if options.scratch is None else ["--scratch", options.scratch]
+        words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
+        words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
+        words += [word for override in self.run.overrides() for word in ("--set", override)]
+        return [str(word) for word in words]
+
+    def needs(self) -> Needs:
+        """See :meth:`Job.needs`."""
+        made = not store_path(self.options.data_dir, self.game, "train").exists()
+        return needs(self.run.config, stores=made + (self.options.scratch is not None))
+
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""
         self.run_stages(device, progress)
@@ -323,7 +354,11 @@ class Chain:
         data = self.run.config.data
         results = []
         with seed_dir.lock(progress):
+            progress.log(f"{self.title} needs {self.needs()}.")
             ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+            if options.scratch is not None:
+                copy_stores(self.game, options.data_dir, options.scratch, progress)
+                ctx = replace(ctx, data_dir=options.scratch)
             for stage in chain(self.run.config, baselines=options.baselines):
                 reason = stage.applicable(ctx)
                 if reason is not None:
@@ -347,17 +382,35 @@ def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
     return Failure(chain.game, chain.seed, message)
 
 
+def _launcher(options: Options) -> tuple[Launcher, Section]:
+    """The launcher and its settings.
+
+    Raises:
+        UnknownNameError, ConfigError: there is no such launcher or setting.
+    """
+    launcher = LAUNCHERS.get(options.launcher)
+    return launcher, parse_settings(launcher.Settings or Section, options.launcher_settings)
+
+
+def preview(run: RunDir, games: list[str], seeds: list[int], options: Options) -> str:
+    """What :func:`run_all` would hand to the program that its launcher uses, such as a script; empty if nothing."""
+    launcher, settings = _launcher(options)
+    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    return launcher.preview(chains, slots=options.jobs, device=options.device, settings=settings)
+
+
 def _launch(chains: list[Chain], options: Options, progress: Progress) -> list[Failure]:
     """Run all chains; those that failed, in their order."""
-    launcher = LAUNCHERS.get(options.launcher)
-    failures: dict[int, Failure] = {}
+    launcher, settings = _launcher(options)
+    failures: dict[str, Failure] = {}
     with progress.task("games and seeds", len(chains), "run") as task:
-        outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress)
-        for finished, (index, error) in enumerate(outcomes, start=1):
+        outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress, settings=settings)
+        for finished, (job, error) in enumerate(outcomes, start=1):
             if error is not None:
-                failures[index] = _failure(chains[index], error, progress)
+                assert isinstance(job, Chain)
+                failures[job.title] = _failure(job, error, progress)
             task.update(finished)
-    return [failures[index] for index in sorted(failures)]
+    return [failures[chain.title] for chain in chains if chain.title in failures]
 
 
 def _stage_of(path: Path, contexts: list[Context]) -> str | None:

@@ -420,6 +420,15 @@ class RunDir:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise RunDirError(f"{file} is damaged ({why}): restore it or use another --run-dir.") from error
 
+    def overrides(self) -> list[str]:
+        """``KEY=VALUE`` words that make the configuration of ``run.yaml`` this one."""
+        try:
+            there = RunDir._read(self.path).config
+        except FileNotFoundError:
+            return []
+        mine, theirs = _flat(self.config.model_dump(mode="json")), _flat(there.model_dump(mode="json"))
+        return [f"{key}={json.dumps(value)}" for key, value in mine.items() if theirs.get(key) != value]
+
     def seed_dir(self, game: str, seed: int) -> SeedDir:
         """The folder of one game and seed, made or not."""
         return SeedDir(self.path / game / f"seed-{seed}", game, seed)
@@ -465,16 +474,16 @@ def _require_same(run: RunDir, config: Config) -> None:
 
 def _changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys whose values differ, apart from those that no training depends on."""
-
-    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-        return found
-
-    before, after = flat(old.model_dump()), flat(new.model_dump())
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
     harmless = ("evaluation.", "checkpoint_seconds")
     return [key for key in after if before.get(key) != after[key] and not key.startswith(harmless)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return found
 
 
 def _busy(folder: Path) -> RunDirError:

@@ -13,6 +13,7 @@ import pytest
 import lapo_cli
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import RunDirError
+from lapo_cli.core.needs import needs
 from lapo_cli.core.pipeline import Options, run_all, run_chain
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
@@ -88,3 +89,38 @@ def test_two_drivers_share_one_run_and_make_every_store_and_stage_once(
     assert "Waiting for another lapo process" in said
     assert said.count("board, seed 0: idm was finished before.") == 1
     assert _weights(tmp_path / "shared") == _weights(alone.path) != {}
+
+
+def test_a_chain_on_scratch_copies_the_frames_once_and_ends_the_same(
+    tmp_path: Path, board: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny(*_BOARD), "paper")
+    run_chain(run, "board", 0, Options("cpu", board), Silent())
+    near = RunDir.create(tmp_path / "near", tiny(*_BOARD), "paper")
+    notes = _Said()
+    for seed in (0, 1):
+        run_chain(near, "board", seed, Options("cpu", board, scratch=tmp_path / "scratch"), notes)
+    assert _weights(near.path / "board" / "seed-0") == _weights(run.path / "board" / "seed-0") != {}
+    assert sum("Copying the train frames" in line for line in notes.lines) == 1
+    copy = tmp_path / "scratch" / "board" / "train"
+    assert (copy / "frames.u8").read_bytes() == (board / "board" / "train" / "frames.u8").read_bytes()
+    assert list((tmp_path / "scratch" / "board" / "latents").glob("*.npy"))
+
+
+class _Said(Silent):
+    """Progress that keeps its sentences."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
+    small, batch = needs(tiny(), stores=1), needs(tiny("stage1.batch_size=64"), stores=1)
+    wide, two = needs(tiny("model.world_model_base=16"), stores=1), needs(tiny(), stores=2)
+    assert small.memory < batch.memory < needs(tiny("stage1.batch_size=128"), stores=1).memory
+    assert small.memory < wide.memory
+    assert two.disk - small.disk == 2048 * 64 * 64 * 3
+    assert "of memory" in str(small)

@@ -230,6 +230,31 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
     return train
 
 
+def copy_stores(game: str, data_dir: Path, scratch: Path, progress: Progress) -> None:
+    """Have the stores of a game on a faster disk too, as ``scratch/GAME/SPLIT``; of several jobs there, one copies.
+
+    Raises:
+        MissingInputError, CorruptDataError: there are none in ``data_dir``, or they are damaged.
+        DiskFullError: they do not fit.
+    """
+    with disk_full_as_error(scratch):
+        (scratch / game).mkdir(parents=True, exist_ok=True)
+    with _getting(game, scratch, progress):
+        for split in SPLITS:
+            wanted, there = open_store(data_dir, game, split).manifest, _manifest(scratch, game, split)
+            if there == wanted:
+                continue
+            source, to = (store_path(folder, game, split) for folder in (data_dir, scratch))
+            require_free_space(scratch, wanted.num_bytes, f"A copy of the {split} frames of {game}")
+            progress.log(f"Copying the {split} frames of {game} to {to}.")
+            partial = to.with_name(f".{split}.copy")
+            for old in (partial, to):  # A copy that was cut off, or one of other frames.
+                shutil.rmtree(old, ignore_errors=True)
+            with disk_full_as_error(scratch):
+                shutil.copytree(source, partial)
+            partial.rename(to)
+
+
 def _missing(data_dir: Path, game: str) -> list[Split]:
     return [split for split in SPLITS if not store_path(data_dir, game, split).exists()]
 
