@@ -39,7 +39,7 @@ _LAYERS = (
     ("core.training",),
     ("core.evaluation",),
     ("core.stages",),
-    ("core.report", "core.recording", "core.labelling", "core.launchers"),
+    ("core.report", "core.recording", "core.labelling", "core.launchers", "core.needs"),
     ("core.play",),
     ("core.pipeline",),
     ("cli",),

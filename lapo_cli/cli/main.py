@@ -14,7 +14,7 @@ from lapo_cli.cli.options import grouped
 from lapo_cli.cli.play import play
 from lapo_cli.cli.record import record, train_expert
 from lapo_cli.cli.report import report
-from lapo_cli.cli.run_all import run_all
+from lapo_cli.cli.run_all import run_all, run_chain
 from lapo_cli.cli.terminal import Program
 from lapo_cli.cli.train import decode_offline, finetune_online, run_stage, train_idm, train_policy
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 _PANELS = {
-    "All stages": (run_all,),
+    "All stages": (run_all, run_chain),
     "Single stages": (download, train_idm, train_policy, decode_offline, finetune_online, evaluate, run_stage),
     "Results": (report, play),
     "Your own demonstrations": (import_, label, train_expert, record),

@@ -48,6 +48,23 @@ PresetName = Annotated[
         help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores."
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder on a disk of the machine that computes, to which the frames are copied before they are used.",
+        show_default="none",
+    ),
+]
+Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--baselines",
+        help="Also train ceilings, peer methods and the paper's ablations: BC on all true labels and on the few, a "
+        "supervised inverse dynamics model, relabelling by one (VPT), RL without a decoder, and LAPO online without a "
+        "quantizer.",
+    ),
+]
 Reconfigure = Annotated[
     bool,
     typer.Option(

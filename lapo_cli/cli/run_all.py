@@ -1,12 +1,23 @@
-"""``lapo run-all``: every stage of every game and seed, in order, resumable."""
+"""``lapo run-all`` and ``run-chain``: every stage in order, of all games and seeds or of one."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Execution, Logging, Output, Overrides, PresetName, Reconfigure
-from lapo_cli.cli.tables import plan_table, summary_parts
+from lapo_cli.cli.options import (
+    Baselines,
+    Execution,
+    GameName,
+    Logging,
+    Output,
+    Overrides,
+    PresetName,
+    Reconfigure,
+    Scratch,
+    Seed,
+)
+from lapo_cli.cli.tables import plan_table, stage_table, summary_parts
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import parse_games
 from lapo_cli.core.errors import UsageError
@@ -26,20 +37,25 @@ def run_all(
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     reconfigure: Reconfigure = False,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Games and seeds to run in parallel, each on a GPU or an equal share of the CPU.")
-    ] = 1,
-    launcher: Annotated[
-        str, typer.Option(metavar="NAME", help="What runs the jobs: 'local', or a launcher that a plugin adds.")
-    ] = "local",
-    baselines: Annotated[
-        bool,
+        int | None,
         typer.Option(
-            "--baselines",
-            help="Also train ceilings, peer methods and the paper's ablations: BC on all true labels and on the few, a "
-            "supervised inverse dynamics model, relabelling by one (VPT), RL without a decoder, and LAPO online "
-            "without a quantizer.",
+            min=1,
+            help="Games and seeds to run in parallel, each on a GPU or an equal share of the CPU.",
+            show_default="1; on a cluster, as many as it has room for",
         ),
-    ] = False,
+    ] = None,
+    launcher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What runs the jobs: 'local' (this machine), or a launcher that a plugin adds."
+        ),
+    ] = "local",
+    launcher_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A setting of the launcher; repeatable.", show_default="none"),
+    ] = None,
+    scratch: Scratch = None,
+    baselines: Baselines = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
     ] = False,
@@ -63,16 +79,63 @@ def run_all(
         from lapo_cli.core.run_dir import RunDir
 
         where = run_dir or Path("runs", preset)
-        options = execution.options(wandb=logging.wandb, jobs=jobs, launcher=launcher, baselines=baselines)
+        options = execution.options(
+            wandb=logging.wandb,
+            jobs=jobs,
+            launcher=launcher,
+            launcher_settings=tuple(launcher_set or ()),
+            scratch=scratch,
+            baselines=baselines,
+        )
         if dry_run:
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
-            here.result({"run_dir": where, "plan": planned}, plan_table(planned, plain=here.plain))
+            script = pipeline.preview(RunDir(where, config, preset), names, numbers, options)
+            document = {"run_dir": where, "plan": planned, **({"script": script} if script else {})}
+            here.result(document, plan_table(planned, plain=here.plain), script)
             return
         run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         summary = pipeline.run_all(run, names, numbers, options, here.progress)
         here.result({"run_dir": run.path, **summary.as_json()}, *summary_parts(summary, plain=here.plain))
         if summary.failures:
             raise typer.Exit(1)
+
+
+def run_chain(
+    game: GameName,
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+    seed: Seed = 0,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Configuration to start from.", show_default="the run's; of a new run, 'paper'"),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
+    scratch: Scratch = None,
+    baselines: Baselines = False,
+) -> None:
+    """Run all of one game and seed: what 'run-all' does for each, as a job of its own.
+
+    For engines and shell loops that start one process for each game and seed, on any number of machines with the same
+    run directory. What is finished is skipped, what was interrupted is resumed, and a second process with the same game
+    and seed waits for the first. 'lapo evaluate RUN_DIR' makes the table.
+    """
+    with terminal(output) as here:
+        game, *others = parse_games([game], execution.data_dir)
+        if others:
+            raise UsageError("One process runs one game: name one, or use 'lapo run-all --games'.")
+        where = run_dir or Path("runs", preset or "paper")
+        is_new = preset is not None or not (where / "run.yaml").exists()
+        config = overrides.on_preset(preset or "paper") if is_new else None
+
+        from lapo_cli.core import pipeline
+        from lapo_cli.core.run_dir import RunDir
+
+        run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or "paper")
+        options = execution.options(wandb=logging.wandb, scratch=scratch, baselines=baselines)
+        results = pipeline.run_chain(run, game, seed, options, here.progress)
+        here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 
 
 def _seeds(text: str) -> list[int]:

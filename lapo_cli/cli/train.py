@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, Reconfigure, RunPath
+from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, Reconfigure, RunPath, Seed
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.envs.base import parse_games
@@ -27,7 +27,7 @@ def train_idm(
     logging: Logging,
     output: Output,
     preset: PresetName = "paper",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")] = 0,
+    seed: Seed = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/GAME-PRESET")] = None,
     reconfigure: Reconfigure = False,
 ) -> None:

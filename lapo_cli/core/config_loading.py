@@ -6,9 +6,10 @@ Precedence: preset < configuration file < ``--set``. The preset ``paper`` is the
 
 import difflib
 import reprlib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -70,21 +71,45 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} cannot be read as YAML ({error}): correct it.") from error
 
 
-def _assignment(word: str) -> dict[str, Any]:
+def _assignment(word: str, option: str = "--set") -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``."""
     key, separator, text = word.partition("=")
     if not separator:
-        raise ConfigError(f"'--set {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4.")
+        raise ConfigError(
+            f"'{option} {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4."
+        )
     try:
         value = _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
     except ValueError as error:
         raise ConfigError(
-            f"'--set {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
+            f"'{option} {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
         ) from error
     nested: dict[str, Any] = value
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
+
+
+_S = TypeVar("_S", bound=BaseModel)
+
+
+def parse_settings(section: type[_S], words: Sequence[str]) -> _S:
+    """A section that is no part of the configuration, from ``key=value`` words.
+
+    Raises:
+        ConfigError: an unknown key, which the known ones are named for, or a value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        values |= _assignment(word, "--launcher-set")
+    unknown = [key for key in values if key not in section.model_fields]
+    if unknown:
+        known = ", ".join(section.model_fields) or "none"
+        raise ConfigError(f"There is no setting '{shortened(unknown[0])}' of this launcher: there are {known}.")
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
 
 
 def parse_config(values: dict[str, Any]) -> Config:

@@ -4,6 +4,8 @@ Every message is one sentence that says what happened, followed by what to do ne
 alone and exits with ``exit_code``; any other exception is a defect of the tool.
 """
 
+import pickle
+
 
 class LapoError(Exception):
     """Something the user can correct; base of the family. Exit code 1: the work failed."""
@@ -92,3 +94,12 @@ def shortened(text: str) -> str:
 def describe(error: BaseException) -> str:
     """Type and message of an exception that is not one of lapo's, without a full stop."""
     return f"{type(error).__name__}: {one_line(str(error), 400)}".rstrip(".: ")
+
+
+def sendable(error: Exception) -> Exception:
+    """The same exception, or one with the same message where it cannot be pickled or read back."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return LapoError(str(error)) if isinstance(error, LapoError) else RuntimeError(describe(error))
+    return error

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, LapoError, UsageError, one_line, shortened
+from lapo_cli.core.progress import Progress
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 _T = TypeVar("_T")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_POLL_SECONDS = 0.5  # between attempts to get a lock; many processes of a cluster may wait for one
 _MOST_YAML_BYTES = 100_000
 _MOST_YAML_DEPTH = 20
 _MOST_JSON_BYTES = 64_000_000
@@ -165,11 +167,16 @@ def set_aside(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(lock_file: Path, error: LapoError) -> Iterator[None]:
+def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -> Iterator[None]:
     """Hold a lock until the block or the process ends, however it ends. The parent folder is made.
 
+    It is a ``flock``: file systems that are shared between machines have to pass it on (NFS version 4 does).
+
+    Args:
+        wait: wait for as long as another process holds the lock, and report there that one does.
+
     Raises:
-        LapoError: ``error``, if another process holds the lock.
+        LapoError: ``error``, if another process holds the lock and ``wait`` is None.
     """
     import filelock
 
@@ -178,7 +185,10 @@ def exclusive(lock_file: Path, error: LapoError) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as timeout:
-        raise error from timeout
+        if wait is None:
+            raise error from timeout
+        wait.log(f"Waiting for another lapo process that works in {lock_file.parent}.")
+        lock.acquire(poll_interval=_POLL_SECONDS)
     try:
         yield
     finally:

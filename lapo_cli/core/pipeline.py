@@ -4,18 +4,21 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 """
 
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lapo_cli.core import files
 from lapo_cli.core.compute import Compute, resolve
-from lapo_cli.core.config import Config, section_of
+from lapo_cli.core.config import Config, Section, section_of
+from lapo_cli.core.config_loading import parse_settings
 from lapo_cli.core.data.clips import Preparation, find_clips
-from lapo_cli.core.data.download import ensure_stores
+from lapo_cli.core.data.download import copy_stores, ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.sources.video import preparation_of
+from lapo_cli.core.data.store import store_path
 from lapo_cli.core.errors import (
     EnvironmentUnavailableError,
     LapoError,
@@ -24,13 +27,17 @@ from lapo_cli.core.errors import (
     describe,
     one_line,
 )
+from lapo_cli.core.evaluation.evaluate import FOLDER as EVALUATION
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
+from lapo_cli.core.evaluation.measurements import FOLDER as MEASUREMENTS
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
-from lapo_cli.core.launchers.base import LAUNCHERS
+from lapo_cli.core.launchers.base import LAUNCHERS, Launcher, Needs
+from lapo_cli.core.needs import needs
 from lapo_cli.core.play.server import Server
 from lapo_cli.core.play.session import Session
+from lapo_cli.core.plugins import loaded_plugins
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.report.images import draw_learning_curve, write_images
 from lapo_cli.core.report.page import REPORT, write_report
@@ -52,8 +59,10 @@ class Options:
         data_dir: root of the frame stores.
         fresh: start stages over instead of resuming or skipping them.
         wandb: log to Weights & Biases too.
-        jobs: games and seeds side by side.
+        jobs: games and seeds side by side; None for what suits the launcher.
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
+        launcher_settings: its settings, as ``KEY=VALUE`` words.
+        scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
         baselines: include the ceilings and peer methods in ``run-all``.
     """
 
@@ -61,8 +70,10 @@ class Options:
     data_dir: Path = field(default_factory=files.data_dir)
     fresh: bool = False
     wandb: bool = False
-    jobs: int = 1
+    jobs: int | None = None
     launcher: str = "local"
+    launcher_settings: tuple[str, ...] = ()
+    scratch: Path | None = None
     baselines: bool = False
 
 
@@ -123,7 +134,8 @@ def run_stage(
     run.save()
     results = []
     for ctx in contexts:
-        results.append(stages.run_stage(ctx, stage))
+        with ctx.seed_dir.lock():
+            results.append(stages.run_stage(ctx, stage))
         draw_learning_curve(results[-1].path)
     return results
 
@@ -182,11 +194,11 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
             f"GAME --run-dir {run.path}' first."
         )
     failures, notes, played = [], [], []
-    with run.lock():
-        for ctx in contexts:
-            reason = needs_environment(ctx)
-            if reason is not None:
-                notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
+    for ctx in contexts:
+        reason = needs_environment(ctx)
+        if reason is not None:
+            notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
+        with ctx.seed_dir.lock():
             try:
                 for candidate in candidates(ctx, only):
                     episodic_returns(ctx, candidate)
@@ -194,6 +206,7 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
             except EnvironmentUnavailableError as error:
                 failures.append(Failure(ctx.game, ctx.seed_dir.seed, one_line(str(error))))
             measure(ctx)
+    with run.lock(progress):
         return _summarize(run, played, failures, path.absolute(), only, list(dict.fromkeys(notes)))
 
 
@@ -212,25 +225,62 @@ def play(run: RunDir, path: Path, options: Options, progress: Progress, port: in
 def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, progress: Progress) -> Summary:
     """Every stage of every game and seed, then the table. What is finished is skipped, what is cut off resumes.
 
-    A game that fails is noted in the summary and does not stop the others.
+    A game that fails is noted in the summary and does not stop the others. Several calls may work on one run at a time,
+    here or on other machines: each game and seed is worked on by one of them, and the others wait for it.
 
     Raises:
+        RunDirError: with ``fresh``, another process works on one of these games and seeds.
         LapoError: nothing could be started at all.
     """
-    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
     included = chain(run.config, baselines=options.baselines)
     _compute(run, options)
     SOURCES.get(run.config.data.source)
-    LAUNCHERS.get(options.launcher)
+    _launcher(options)
     run.save()
-    with run.lock():
-        failures = _launch(chains, options, progress)
-        failed = {(failure.game, failure.seed) for failure in failures}
-        # Evaluated already: the table is made again from what the chains have kept.
-        kept = replace(options, fresh=False)
-        done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
-        finished = [_context(run, run.seed_dir(*names), kept, progress) for names in done]
+    if options.fresh:
+        _start_over([run.seed_dir(game, seed) for game in games for seed in seeds], included)
+        options = replace(options, fresh=False)  # Or a job that an engine starts again would start over again.
+    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    failures = _launch(chains, options, progress)
+    failed = {(failure.game, failure.seed) for failure in failures}
+    done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
+    finished = [_context(run, run.seed_dir(*names), options, progress) for names in done]
+    with run.lock(progress):  # Evaluated already: the table is made from what the chains have kept.
         return _summarize(run, finished, failures, run.path, None, _left_out(finished, included))
+
+
+def run_chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
+    """All of one game and seed, from data to evaluated policies, as :func:`run_all` does it; no table is made.
+
+    Any number of calls may work on one run at a time; a second one for the same game and seed waits for the first.
+
+    Returns:
+        The stages of this game and seed that apply to it.
+
+    Raises:
+        RunDirError: with ``fresh``, another process works on this game and seed.
+        LapoError: it could not be finished.
+    """
+    _compute(run, options)
+    SOURCES.get(run.config.data.source)
+    run.save()
+    if options.fresh:
+        _start_over([run.seed_dir(game, seed)], chain(run.config, baselines=options.baselines))
+    return Chain(run, game, seed, replace(options, fresh=False)).run_stages(options.device, progress)
+
+
+def _start_over(seed_dirs: list[SeedDir], included: list[Stage]) -> None:
+    """Set aside what there is of these stages, and the evaluations.
+
+    Raises:
+        RunDirError: another process works on one of these games and seeds; nothing has been set aside.
+    """
+    with ExitStack() as stack:
+        for seed_dir in seed_dirs:
+            stack.enter_context(seed_dir.lock())
+        for seed_dir in seed_dirs:
+            for name in (*(stage.name for stage in included), EVALUATION, MEASUREMENTS):
+                files.set_aside(seed_dir.path / name)
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
@@ -267,23 +317,60 @@ class Chain:
         """Game and seed."""
         return f"{self.game}/{self.seed}"
 
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run.path.absolute()
+
+    @property
+    def command(self) -> list[str]:
+        """``lapo run-chain``, by this interpreter, with all that the work depends on."""
+        options = self.options
+        words: list[str | Path] = [sys.executable, "-m", "lapo_cli", "run-chain", self.game, "--seed", str(self.seed)]
+        words += ["--run-dir", self.folder, "--data-dir", options.data_dir.absolute(), "--device", options.device]
+        words += [] if options.scratch is None else ["--scratch", options.scratch]
+        words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
+        words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
+        words += [word for override in self.run.overrides() for word in ("--set", override)]
+        return [str(word) for word in words]
+
+    def needs(self) -> Needs:
+        """See :meth:`Job.needs`."""
+        made = not store_path(self.options.data_dir, self.game, "train").exists()
+        return needs(self.run.config, stores=made + (self.options.scratch is not None))
+
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""
+        self.run_stages(device, progress)
+
+    def run_stages(self, device: str, progress: Progress) -> list[StageResult]:
+        """The same, and how each stage ended.
+
+        A second process with the same chain waits: it may be another attempt, begun while the first is still writing
+        its checkpoint.
+        """
         seed_dir, options = self.run.seed_dir(self.game, self.seed), replace(self.options, device=device)
         ctx = _context(self.run, seed_dir, options, progress)
         data = self.run.config.data
-        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
-        for stage in chain(self.run.config, baselines=options.baselines):
-            reason = stage.applicable(ctx)
-            if reason is not None:
-                progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
-                continue
-            result = stages.run_stage(ctx, stage)
-            if result.skipped:
-                progress.log(f"{self.game}, seed {self.seed}: {result.stage} was finished before.")
-        for candidate in candidates(ctx):
-            episodic_returns(ctx, candidate)
-        measure(ctx)
+        results = []
+        with seed_dir.lock(progress):
+            progress.log(f"{self.title} needs {self.needs()}.")
+            ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+            if options.scratch is not None:
+                copy_stores(self.game, options.data_dir, options.scratch, progress)
+                ctx = replace(ctx, data_dir=options.scratch)
+            for stage in chain(self.run.config, baselines=options.baselines):
+                reason = stage.applicable(ctx)
+                if reason is not None:
+                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
+                    continue
+                results.append(stages.run_stage(ctx, stage))
+                if results[-1].skipped:
+                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
+            for candidate in candidates(ctx):
+                episodic_returns(ctx, candidate)
+            measure(ctx)
+        return results
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
@@ -295,23 +382,35 @@ def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
     return Failure(chain.game, chain.seed, message)
 
 
+def _launcher(options: Options) -> tuple[Launcher, Section]:
+    """The launcher and its settings.
+
+    Raises:
+        UnknownNameError, ConfigError: there is no such launcher or setting.
+    """
+    launcher = LAUNCHERS.get(options.launcher)
+    return launcher, parse_settings(launcher.Settings or Section, options.launcher_settings)
+
+
+def preview(run: RunDir, games: list[str], seeds: list[int], options: Options) -> str:
+    """What :func:`run_all` would hand to the program that its launcher uses, such as a script; empty if nothing."""
+    launcher, settings = _launcher(options)
+    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    return launcher.preview(chains, slots=options.jobs, device=options.device, settings=settings)
+
+
 def _launch(chains: list[Chain], options: Options, progress: Progress) -> list[Failure]:
     """Run all chains; those that failed, in their order."""
-    launcher = LAUNCHERS.get(options.launcher)
-    if options.jobs > 1:
-        for chain in {chain.game: chain for chain in chains}.values():
-            # Once for all its seeds, which would get in each other's way; if it fails, its chains report it.
-            with suppress(LapoError):
-                data = chain.run.config.data
-                ensure_stores(chain.game, options.data_dir, data.source, data.max_frames, progress)
-    failures: dict[int, Failure] = {}
+    launcher, settings = _launcher(options)
+    failures: dict[str, Failure] = {}
     with progress.task("games and seeds", len(chains), "run") as task:
-        outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress)
-        for finished, (index, error) in enumerate(outcomes, start=1):
+        outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress, settings=settings)
+        for finished, (job, error) in enumerate(outcomes, start=1):
             if error is not None:
-                failures[index] = _failure(chains[index], error, progress)
+                assert isinstance(job, Chain)
+                failures[job.title] = _failure(job, error, progress)
             task.update(finished)
-    return [failures[index] for index in sorted(failures)]
+    return [failures[chain.title] for chain in chains if chain.title in failures]
 
 
 def _stage_of(path: Path, contexts: list[Context]) -> str | None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -49,11 +49,13 @@ from lapo_cli.core.files import (
     set_aside,
     sha256_file,
 )
+from lapo_cli.core.progress import Progress, Silent
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
 STATE = "state.pt"
 _LOCK = ".lock"
+_LEFT = re.compile(r"\.lock|\.run\..*\.tmp\.yaml|run\.yaml")
 _STATE_MAGIC = b"lapo-state-1"
 _STAMPS = ("key", "label", "lapo_version", "torch_version", "device")
 _AGAIN = "run that stage again with --fresh"
@@ -300,9 +302,16 @@ class SeedDir:
         return StageDir(self.path / name)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from working on this game and seed, until the block or the process ends."""
-        with exclusive(self.path / _LOCK, _busy(self.path)):
+    def lock(self, wait: Progress | None = None) -> Iterator[None]:
+        """Keep other processes from working on this game and seed, until the block or the process ends.
+
+        Args:
+            wait: wait for another process that does, and report it there.
+
+        Raises:
+            RunDirError: another process does, and ``wait`` is None.
+        """
+        with exclusive(self.path / _LOCK, _busy(self.path), wait):
             yield
 
 
@@ -311,13 +320,13 @@ class RunDir:
     """A run: one configuration, any games and seeds.
 
     Attributes:
-        saved: whether ``run.yaml`` need not be written.
+        pending: what :meth:`save` has to do: write ``run.yaml``, write it in place of another one, or nothing.
     """
 
     path: Path
     config: Config
     preset: str
-    saved: bool = field(default=True, compare=False)
+    pending: Literal["create", "replace"] | None = field(default=None, compare=False)
 
     @classmethod
     def create(cls, path: Path, config: Config, preset: str, *, reconfigure: bool = False) -> "RunDir":
@@ -339,30 +348,26 @@ class RunDir:
             RunDirError: the folder holds something else, or a run of another configuration.
         """
         file = path / "run.yaml"
-        # The lock alone is what remains of a run that could not be made, for example on a full disk.
-        if (
-            not file.exists()
-            and path.exists()
-            and (not path.is_dir() or any(entry.name != _LOCK for entry in path.iterdir()))
-        ):
-            raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
-        if file.exists():
-            changed = _changed_keys(cls.open(path).config, config)
-            if changed and not reconfigure:
-                raise RunDirError(
-                    f"{path} is a run of another configuration ({', '.join(changed[:3])} differ): use the same "
-                    "--preset, --config and --set, or another --run-dir, or --reconfigure to give this run the new "
-                    "configuration and set the results aside that depend on it."
-                )
-        return cls(path, config, preset, saved=file.exists() and not reconfigure)
+        # Listed first: another process may make the run just now. Its lock and the unfinished file are also what
+        # remains of a run that could not be made, for example on a full disk.
+        is_other = path.exists() and (not path.is_dir() or any(not _LEFT.fullmatch(e.name) for e in path.iterdir()))
+        if not file.exists():
+            if is_other:
+                raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
+            return cls(path, config, preset, pending="create")
+        if not reconfigure:
+            _require_same(cls.open(path), config)
+        return cls(path, config, preset, pending="replace" if reconfigure else None)
 
     def save(self) -> None:
         """Write ``run.yaml`` where that is necessary, once it is clear that the work can begin.
 
+        Of several processes that make the same run at once, each waits for the others.
+
         Raises:
-            RunDirError: another process works on the run.
+            RunDirError: one of those had another configuration.
         """
-        if self.saved:
+        if self.pending is None:
             return
         content = {
             "format": FORMAT,
@@ -370,8 +375,12 @@ class RunDir:
             "preset": self.preset,
             "config": self.config.model_dump(mode="json"),
         }
-        with self.lock():
-            atomic_write_text(self.path / "run.yaml", yaml.safe_dump(content, sort_keys=False))
+        with self.lock(Silent()):
+            file = self.path / "run.yaml"
+            if self.pending == "create" and file.exists():
+                _require_same(RunDir.open(self.path), self.config)
+            else:
+                atomic_write_text(file, yaml.safe_dump(content, sort_keys=False))
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
@@ -411,6 +420,15 @@ class RunDir:
             why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise RunDirError(f"{file} is damaged ({why}): restore it or use another --run-dir.") from error
 
+    def overrides(self) -> list[str]:
+        """``KEY=VALUE`` words that make the configuration of ``run.yaml`` this one."""
+        try:
+            there = RunDir._read(self.path).config
+        except FileNotFoundError:
+            return []
+        mine, theirs = _flat(self.config.model_dump(mode="json")), _flat(there.model_dump(mode="json"))
+        return [f"{key}={json.dumps(value)}" for key, value in mine.items() if theirs.get(key) != value]
+
     def seed_dir(self, game: str, seed: int) -> SeedDir:
         """The folder of one game and seed, made or not."""
         return SeedDir(self.path / game / f"seed-{seed}", game, seed)
@@ -433,24 +451,39 @@ class RunDir:
         return sorted(found, key=lambda seed_dir: (seed_dir.game, seed_dir.seed))
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other processes from working on the whole run, until the block or the process ends."""
-        with exclusive(self.path / _LOCK, _busy(self.path)):
+    def lock(self, wait: Progress | None = None) -> Iterator[None]:
+        """Keep other processes from writing ``run.yaml`` and the summary; see :meth:`SeedDir.lock`."""
+        with exclusive(self.path / _LOCK, _busy(self.path), wait):
             yield
+
+
+def _require_same(run: RunDir, config: Config) -> None:
+    """Refuse another configuration than that of the run, apart from what no training depends on.
+
+    Raises:
+        RunDirError: it differs.
+    """
+    changed = _changed_keys(run.config, config)
+    if changed:
+        raise RunDirError(
+            f"{run.path} is a run of another configuration ({', '.join(changed[:3])} differ): use the same "
+            "--preset, --config and --set, or another --run-dir, or --reconfigure to give this run the new "
+            "configuration and set the results aside that depend on it."
+        )
 
 
 def _changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys whose values differ, apart from those that no training depends on."""
-
-    def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-        return found
-
-    before, after = flat(old.model_dump()), flat(new.model_dump())
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
     harmless = ("evaluation.", "checkpoint_seconds")
     return [key for key in after if before.get(key) != after[key] and not key.startswith(harmless)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return found
 
 
 def _busy(folder: Path) -> RunDirError:

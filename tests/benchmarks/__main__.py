@@ -2,12 +2,17 @@
 
 Takes about six minutes on two idle cores. Every ratio is the median over rounds in which both sides are timed one
 after the other.
+
+``python -m tests.benchmarks --device cuda [--seconds N]`` measures every training of the paper preset on one device
+instead, and prints one JSON document.
 """
 
 import argparse
+import json
 
 from lapo_cli.core.compute import resolve
-from tests.benchmarks import storage, training, videos
+from lapo_cli.core.config_loading import load_config
+from tests.benchmarks import device, storage, training, videos
 from tests.benchmarks.timing import Line
 
 PIECES = {
@@ -24,7 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PIECES), default=list(PIECES), help="default: all")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each side (5)")
+    parser.add_argument("--device", help="measure the trainings of a preset on this device, for example cuda")
+    parser.add_argument("--preset", default="paper", help="of those trainings (paper)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each of their timings, of which there are 5")
     arguments = parser.parse_args()
+    if arguments.device is not None:
+        found = device.measure(arguments.device, load_config(arguments.preset), seconds=arguments.seconds)
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
     print(training.describe(resolve("cpu")), flush=True)
     lines = [Line("", "plain", "fast", "ratio or value", "to reach")]
     for name in arguments.only:

@@ -38,6 +38,8 @@ def _raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (["run-all", "--games", "maze", "--seeds", "0,x"], "'--seeds 0,x' is not a list of seeds"),
         (["run-all", "--games", "maze", "--seeds", "9" * 5000], "is not a list of seeds"),
         (["run-all", "--games", "maze", "--launcher", "locl"], "There is no launcher 'locl': did you mean 'local'?"),
+        (["run-all", "--games", "maze", "--launcher-set", "gpu=1"], "There is no setting 'gpu' of this launcher"),
+        (["run-all", "--games", "maze", "--launcher-set", "gpu"], "'--launcher-set gpu' has no '='"),
         (["train-idm", "all"], "Only one game can be trained at a time"),
         (["run-all", "--games", "maze", "--preset", "fast"], "There is no preset 'fast': choose one of paper, quick."),
         (

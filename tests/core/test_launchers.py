@@ -16,6 +16,7 @@ from filelock import FileLock
 
 import lapo_cli
 from lapo_cli.core import plugins
+from lapo_cli.core.config import Section
 from lapo_cli.core.errors import CorruptDataError, LapoError, UnknownNameError
 from lapo_cli.core.interrupts import exit_at_once, interruptible, interrupting
 from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
@@ -109,14 +110,16 @@ class _Notes:
         self.said.append(message)
 
 
-def _run(jobs: list[Job], slots: int, progress: Progress | None = None) -> list[tuple[int, Exception | None]]:
-    return list(_LOCAL.run(jobs, slots=slots, device="cpu", progress=progress or Silent()))
+def _run(jobs: list[Job], slots: int | None, progress: Progress | None = None) -> list[tuple[str, Exception | None]]:
+    """Titles and outcomes of jobs, as they end."""
+    outcomes = _LOCAL.run(jobs, slots=slots, device="cpu", progress=progress or Silent(), settings=Section())
+    return [(job.title, error) for job, error in outcomes]
 
 
 def test_one_slot_is_this_process_and_one_failure_stops_no_other(tmp_path: Path) -> None:
     jobs: list[Job] = [_Work(title, tmp_path) for title in ("a", "fail", "b")]
-    outcomes = _run(jobs, 1)
-    assert [index for index, _ in outcomes] == [0, 1, 2]
+    outcomes = _run(jobs, None)
+    assert [title for title, _ in outcomes] == ["a", "fail", "b"]
     assert isinstance(outcomes[1][1], CorruptDataError)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == str(os.getpid())
 
@@ -125,15 +128,15 @@ def test_processes_of_their_own_give_outcomes_and_progress_in_any_order(tmp_path
     notes = _Notes()
     jobs: list[Job] = [_Work(title, tmp_path) for title in ("last", "die", "fail", "unreadable")]
     outcomes = _run(jobs, 2, notes)
-    assert outcomes[0][0] == 1  # Two at a time, and the first one waits for the third.
+    assert outcomes[0][0] == "die"  # Two at a time, and the first one waits for the third.
     found = dict(outcomes)
-    assert found.keys() == {0, 1, 2, 3}
-    assert found[0] is None
+    assert found.keys() == {"last", "die", "fail", "unreadable"}
+    assert found["last"] is None
     assert (tmp_path / "last").read_text() != str(os.getpid())
-    assert "fewer --jobs" in str(found[1])
-    assert isinstance(found[1], LapoError)
-    assert (type(found[2]), str(found[2])) == (CorruptDataError, "It is broken.")
-    assert "left right" in str(found[3])
+    assert "fewer --jobs" in str(found["die"])
+    assert isinstance(found["die"], LapoError)
+    assert (type(found["fail"]), str(found["fail"])) == (CorruptDataError, "It is broken.")
+    assert "left right" in str(found["unreadable"])
     assert [line for line in notes.said if line.startswith("last")] == [
         "last 1/3 steps",
         "last 3 {'loss': 0.5, 'accuracy': 1.0}",
@@ -158,7 +161,7 @@ def test_a_plugin_is_loaded_where_its_jobs_run(tmp_path: Path, monkeypatch: pyte
     plugins.load_plugin(file)
     (module,) = [module for name, module in sys.modules.items() if name.startswith("lapo_plugin_addition")]
     jobs = [module.Touch("a", tmp_path), module.Touch("b", tmp_path)]
-    assert sorted(_run(jobs, 2)) == [(0, None), (1, None)]
+    assert sorted(_run(jobs, 2)) == [("a", None), ("b", None)]
     assert (tmp_path / "a").exists()
     assert (tmp_path / "b").exists()
 
@@ -175,7 +178,7 @@ def hold(folder: str) -> None:
     jobs = [_Hold(title, Path(folder)) for title in ("loop", "sleep", "never")]
     try:
         with interrupting():
-            list(_LOCAL.run(jobs, slots=2, device="cpu", progress=Silent()))
+            list(_LOCAL.run(jobs, slots=2, device="cpu", progress=Silent(), settings=Section()))
     except KeyboardInterrupt:
         sys.exit(130)
 

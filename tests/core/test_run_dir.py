@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import CorruptDataError, MissingInputError, RunDirError
+from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir, load_weights, read_about
 
 Tiny = Callable[..., Config]
@@ -239,9 +240,18 @@ def test_a_run_directory_is_made_where_an_earlier_attempt_left_its_lock(tmp_path
     run = RunDir(tmp_path / "run", tiny(), "quick")
     with run.lock():
         pass
-    with run.lock(), pytest.raises(RunDirError, match="Another lapo process"):
-        RunDir.create(run.path, tiny(), "quick")
+    (run.path / ".run.0123.tmp.yaml").touch()
     assert RunDir.create(run.path, tiny(), "quick") == RunDir.open(run.path)
+
+
+def test_of_two_processes_that_make_a_run_the_second_needs_the_same_configuration(tmp_path: Path, tiny: Tiny) -> None:
+    first, same = (RunDir.prepare(tmp_path / "run", tiny(), "quick") for _ in range(2))
+    other = RunDir.prepare(tmp_path / "run", tiny("stage1.lr=1e-3"), "quick")
+    first.save()
+    same.save()
+    with pytest.raises(RunDirError, match=r"stage1\.lr differ"):
+        other.save()
+    assert RunDir.open(first.path).config == tiny()
 
 
 def test_another_configuration_is_refused_unless_the_run_is_to_be_reconfigured(tmp_path: Path, tiny: Tiny) -> None:
@@ -279,6 +289,7 @@ def test_a_damaged_run_file_is_reported(tmp_path: Path, tiny: Tiny, text: str) -
 _HOLD = """
 import sys
 from pathlib import Path
+from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
 with SeedDir(Path(sys.argv[1]), "maze", 0).lock():
     print("held", flush=True)
@@ -298,3 +309,24 @@ def test_a_second_process_is_kept_out_until_the_first_ends_even_by_a_kill(tmp_pa
     holder.communicate()
     with seed_dir.lock():
         pass
+
+
+class _KillOnWaiting(Silent):
+    """Progress that kills a process once it reads that it is waited for."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+
+    def log(self, message: str) -> None:
+        assert "Waiting for another lapo process that works in" in message
+        self.process.kill()
+
+
+def test_who_may_wait_gets_the_lock_when_its_holder_dies(tmp_path: Path) -> None:
+    seed_dir = SeedDir(tmp_path / "maze" / "seed-0", "maze", 0)
+    command = [sys.executable, "-c", _HOLD, str(seed_dir.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with seed_dir.lock(_KillOnWaiting(holder)):
+            assert holder.wait() == -9

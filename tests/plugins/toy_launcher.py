@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from lapo_cli.core.config import Section
 from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
 from lapo_cli.core.progress import Progress
 
@@ -12,15 +13,15 @@ class Backwards(Launcher):
     name = "backwards"
 
     def run(
-        self, jobs: Sequence[Job], *, slots: int, device: str, progress: Progress
-    ) -> Iterator[tuple[int, Exception | None]]:
-        for index in reversed(range(len(jobs))):
+        self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
+    ) -> Iterator[tuple[Job, Exception | None]]:
+        for job in reversed(jobs):
             error: Exception | None = None
             try:
-                jobs[index](device, progress)
+                job(device, progress)
             except Exception as caught:
                 error = caught
-            yield index, error
+            yield job, error
 
 
 LAUNCHER = Backwards()

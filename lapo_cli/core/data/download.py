@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,28 +129,38 @@ def carry_out(plan: Plan, progress: Progress | None = None) -> dict[Split, Manif
     if not plan.offers:
         return dict(plan.kept)
     shown = progress or Silent()
-    title = f"Storing {plan.game}"
-    require_free_space(plan.data_dir, plan.store_bytes or 0, title)
+    require_free_space(plan.data_dir, plan.store_bytes or 0, f"Storing {plan.game}")
+    with _getting(plan.game, plan.data_dir):
+        return _carry_out(plan, shown)
+
+
+def _getting(game: str, data_dir: Path, wait: Progress | None = None) -> AbstractContextManager[None]:
+    """The lock of whoever gets a game; see :func:`exclusive`."""
+    busy = BusyError(f"Another lapo process is getting {game}: wait until it has finished, then try again.")
+    with disk_full_as_error(data_dir):
+        (data_dir / game).mkdir(parents=True, exist_ok=True)
+    return exclusive(data_dir / game / ".download.lock", busy, wait)
+
+
+def _carry_out(plan: Plan, progress: Progress) -> dict[Split, Manifest]:
     scratch = scratch_folder(plan.data_dir, plan.game)
-    with disk_full_as_error(scratch):
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-    busy = BusyError(f"Another lapo process is getting {plan.game}: wait until it has finished, then try again.")
-    with exclusive(scratch.parent / ".download.lock", busy):
-        if plan.fresh:
-            shutil.rmtree(scratch, ignore_errors=True)
-        made = dict(plan.kept)
-        try:
-            importer = plan.importer.fetch(shown)
-            # What was fetched may be more or less than was supposed.
-            offers = {split: offer for split, offer in importer.offers(plan.bounds).items() if split in plan.offers}
-            require_free_space(plan.data_dir, sum(offer.num_bytes or 0 for offer in offers.values()), title)
-            for split in offers:
-                made[split] = importer.store(split, plan.data_dir, plan.bounds[split], shown)
-        except CorruptDataError as error:
-            if plan.importer.url is None:
-                raise
-            raise CorruptDataError(f"{error} To fetch all of it again, add --fresh to the same command.") from error
+    if plan.fresh:
         shutil.rmtree(scratch, ignore_errors=True)
+    made = dict(plan.kept)
+    try:
+        importer = plan.importer.fetch(progress)
+        # What was fetched may be more or less than was supposed.
+        offers = {split: offer for split, offer in importer.offers(plan.bounds).items() if split in plan.offers}
+        require_free_space(
+            plan.data_dir, sum(offer.num_bytes or 0 for offer in offers.values()), f"Storing {plan.game}"
+        )
+        for split in offers:
+            made[split] = importer.store(split, plan.data_dir, plan.bounds[split], progress)
+    except CorruptDataError as error:
+        if plan.importer.url is None:
+            raise
+        raise CorruptDataError(f"{error} To fetch all of it again, add --fresh to the same command.") from error
+    shutil.rmtree(scratch, ignore_errors=True)
     return made
 
 
@@ -171,6 +182,8 @@ def download(
 def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progress: Progress) -> FrameStore:
     """Get the stores of a game that are missing; one that is here is never replaced.
 
+    Of several processes that need them, one makes them and the others wait.
+
     Args:
         game: its name.
         data_dir: root of the stores.
@@ -189,12 +202,16 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         LapoError: they could not be fetched or made, or are damaged.
     """
     SOURCES.get(source)
-    missing = [split for split in SPLITS if not store_path(data_dir, game, split).exists()]
-    if missing:
-        progress.log(
-            f"There are no {' or '.join(missing)} frames of {game} in {data_dir}: getting them from '{source}'."
-        )
-        carry_out(plan(game, data_dir, source=source, max_frames=max_frames, splits=missing), progress)
+    if _missing(data_dir, game):
+        planned = plan(game, data_dir, source=source, max_frames=max_frames)  # Refuses before anything is written.
+        require_free_space(data_dir, planned.store_bytes or 0, f"Storing {game}")
+        with _getting(game, data_dir, progress):
+            missing = _missing(data_dir, game)
+            if missing:  # Else another job has made them meanwhile.
+                progress.log(
+                    f"There are no {' or '.join(missing)} frames of {game} in {data_dir}: getting them from '{source}'."
+                )
+                _carry_out(plan(game, data_dir, source=source, max_frames=max_frames, splits=missing), progress)
     train = open_store(data_dir, game, "train")
     test = open_store(data_dir, game, "test")
     of_train, of_test = ((store.manifest.frame_shape, store.manifest.num_actions) for store in (train, test))
@@ -211,6 +228,35 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         )
     progress.log(f"{game}: {train.manifest.num_frames:,} training frames from {train.manifest.source}.")
     return train
+
+
+def copy_stores(game: str, data_dir: Path, scratch: Path, progress: Progress) -> None:
+    """Have the stores of a game on a faster disk too, as ``scratch/GAME/SPLIT``; of several jobs there, one copies.
+
+    Raises:
+        MissingInputError, CorruptDataError: there are none in ``data_dir``, or they are damaged.
+        DiskFullError: they do not fit.
+    """
+    with disk_full_as_error(scratch):
+        (scratch / game).mkdir(parents=True, exist_ok=True)
+    with _getting(game, scratch, progress):
+        for split in SPLITS:
+            wanted, there = open_store(data_dir, game, split).manifest, _manifest(scratch, game, split)
+            if there == wanted:
+                continue
+            source, to = (store_path(folder, game, split) for folder in (data_dir, scratch))
+            require_free_space(scratch, wanted.num_bytes, f"A copy of the {split} frames of {game}")
+            progress.log(f"Copying the {split} frames of {game} to {to}.")
+            partial = to.with_name(f".{split}.copy")
+            for old in (partial, to):  # A copy that was cut off, or one of other frames.
+                shutil.rmtree(old, ignore_errors=True)
+            with disk_full_as_error(scratch):
+                shutil.copytree(source, partial)
+            partial.rename(to)
+
+
+def _missing(data_dir: Path, game: str) -> list[Split]:
+    return [split for split in SPLITS if not store_path(data_dir, game, split).exists()]
 
 
 def _open(game: str, source: str | None, location: str | None, data_dir: Path) -> Importer:

@@ -5,21 +5,59 @@ A launcher is one file: a subclass of :class:`Launcher` and ``LAUNCHERS.register
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
+from lapo_cli.core.files import human_bytes
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.registry import Registry
 
+if TYPE_CHECKING:  # Slow to load, and the command line lists launchers.
+    from lapo_cli.core.config import Section
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a job takes, estimated, in bytes.
+
+    Attributes:
+        disk: of what it will write.
+        memory: of its process.
+        gpu_memory: on a GPU, if it has one.
+    """
+
+    disk: int
+    memory: int
+    gpu_memory: int
+
+    def __str__(self) -> str:
+        return (
+            f"about {human_bytes(self.disk)} of disk, {human_bytes(self.memory)} of memory and, on a GPU, "
+            f"{human_bytes(self.gpu_memory)} of its memory"
+        )
+
 
 class Job(Protocol):
-    """A piece of work that can be pickled; all it makes are files.
+    """A piece of work that can be pickled; all it makes are files. Begun again, it goes on where it was.
 
     Attributes:
         title: what messages call it.
+        command: the words of a command line that does the same work.
+        folder: where files of the launcher itself may go, such as logs; the same for all jobs.
     """
 
     @property
     def title(self) -> str: ...
+
+    @property
+    def command(self) -> list[str]: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    def needs(self) -> Needs:
+        """What it will take, before it starts."""
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it."""
@@ -30,15 +68,17 @@ class Launcher(ABC):
 
     Attributes:
         name: as ``--launcher`` calls it.
+        Settings: the class of what ``--launcher-set`` sets; None for nothing.
     """
 
     name: str
+    Settings: "type[Section] | None" = None
 
     @abstractmethod
     def run(
-        self, jobs: Sequence[Job], *, slots: int, device: str, progress: Progress
-    ) -> Iterator[tuple[int, Exception | None]]:
-        """Run every job once, at most ``slots`` at a time; one that fails stops no other.
+        self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: "Section"
+    ) -> Iterator[tuple[Job, Exception | None]]:
+        """Run every job, at most ``slots`` at a time; one that fails stops no other.
 
         When the iterator is closed, or KeyboardInterrupt is raised in it, the jobs under way are stopped, and get the
         time to write a checkpoint.
@@ -46,13 +86,21 @@ class Launcher(ABC):
         Args:
             jobs: what to run. Another process loads :func:`lapo_cli.core.plugins.loaded_plugins` before it unpickles
                 a job.
-            slots: at least 1.
+            slots: at least 1; None for what suits the launcher.
             device: for every job; ``auto`` and ``cuda`` may be divided among the jobs.
             progress: to which the jobs report, wherever they run.
+            settings: an instance of :attr:`Settings`, or of ``Section``.
 
         Yields:
-            As each job ends, its index and what it failed with, or None.
+            Each job as it ends, and what it failed with, or None.
+
+        Raises:
+            LapoError: there is nothing here that could run them.
         """
+
+    def preview(self, jobs: Sequence[Job], *, slots: int | None, device: str, settings: "Section") -> str:
+        """What :meth:`run` would hand to another program, for ``--dry-run``; empty if nothing."""
+        return ""
 
 
 LAUNCHERS: Registry[Launcher] = Registry("launcher", "lapo.launchers", "lapo_cli.core.launchers")

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from lapo_cli.core.errors import LapoError, describe
+from lapo_cli.core.config import Section
+from lapo_cli.core.errors import LapoError, sendable
 from lapo_cli.core.interrupts import INTERRUPTED, deliver, exit_at_once, interrupting, postponed
 from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
 from lapo_cli.core.plugins import load_plugin, loaded_plugins
@@ -34,41 +35,40 @@ class Local(Launcher):
     name = "local"
 
     def run(
-        self, jobs: Sequence[Job], *, slots: int, device: str, progress: Progress
-    ) -> Iterator[tuple[int, Exception | None]]:
-        """See :meth:`Launcher.run`."""
-        if slots == 1:
+        self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
+    ) -> Iterator[tuple[Job, Exception | None]]:
+        """See :meth:`Launcher.run`; ``slots`` is 1 if nothing else is said."""
+        if slots in (None, 1):
             yield from _one_by_one(jobs, device, progress)
         else:
-            yield from _side_by_side(jobs, min(slots, len(jobs)), device, progress)
+            yield from _side_by_side(jobs, min(slots or 1, len(jobs)), device, progress)
 
 
 LAUNCHERS.register(Local())
 
 
-def _one_by_one(jobs: Sequence[Job], device: str, progress: Progress) -> Iterator[tuple[int, Exception | None]]:
-    for index, job in enumerate(jobs):
+def _one_by_one(jobs: Sequence[Job], device: str, progress: Progress) -> Iterator[tuple[Job, Exception | None]]:
+    for job in jobs:
         error = None
         try:
             job(device, progress)
         except Exception as caught:
             error = caught
-        yield index, error
+        yield job, error
 
 
 def _side_by_side(
     jobs: Sequence[Job], slots: int, device: str, progress: Progress
-) -> Iterator[tuple[int, Exception | None]]:
-    waiting = deque(enumerate(jobs))
+) -> Iterator[tuple[Job, Exception | None]]:
+    waiting = deque(jobs)
     devices = deque(_devices(slots, device))
     working: dict[Connection, _Worker] = {}
     resource_tracker.ensure_running()  # Else it is started with the first process, and ends the postponement below.
     try:
         while waiting or working:
             while waiting and devices:
-                index, job = waiting.popleft()
                 with postponed():  # Else one that comes before the worker is noted would leave it behind.
-                    worker = _Worker(index, job, devices.popleft(), slots, progress)
+                    worker = _Worker(waiting.popleft(), devices.popleft(), slots, progress)
                     working[worker.events] = worker
             for events in wait(list(working)):
                 assert isinstance(events, Connection)
@@ -76,7 +76,7 @@ def _side_by_side(
                 if not worker.receive():
                     del working[events]
                     devices.append(worker.device)
-                    yield worker.index, worker.outcome
+                    yield worker.job, worker.outcome
     finally:
         _stop(list(working.values()))
 
@@ -99,8 +99,8 @@ class _Worker:
         outcome: what it failed with, or None; valid once the process has ended.
     """
 
-    def __init__(self, index: int, job: Job, device: str, slots: int, progress: Progress) -> None:
-        self.index, self.device = index, device
+    def __init__(self, job: Job, device: str, slots: int, progress: Progress) -> None:
+        self.job, self.device = job, device
         self.replay = Replay(progress)
         self.outcome: Exception | None = LapoError(
             "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs."
@@ -165,7 +165,7 @@ def _work(events: Connection, plugins: list[Path], job: bytes, device: str, slot
                 error = caught
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    sender.send(("end", None if error is None else _sendable(error)))
+    sender.send(("end", None if error is None else sendable(error)))
     sender.close()
 
 
@@ -205,12 +205,3 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_CHECKPOINT_SECONDS)
     os._exit(INTERRUPTED)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The same exception, or one with the same message where it cannot be pickled or read back."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return LapoError(str(error)) if isinstance(error, LapoError) else RuntimeError(describe(error))
-    return error

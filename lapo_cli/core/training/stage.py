@@ -174,25 +174,25 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
     Precision ``auto`` is that of the hardware for a new stage, and for one that was begun elsewhere the precision that
     it was begun in, so that no training mixes the two.
 
+    The caller holds the lock of the game and seed.
+
     Raises:
         UsageError: the stage does not apply to this data.
         MissingInputError: an earlier stage is not finished, or data is not there.
-        RunDirError: another process works on this game and seed.
     """
     folder = ctx.seed_dir.stage(stage.name)
-    with ctx.seed_dir.lock():
-        key = stage_key(ctx, stage)
-        if ctx.config.precision == "auto" and not ctx.fresh:
-            begun = folder.try_read_config()
-            same = {**key, "precision": begun.get("precision")}
-            if begun.get("key") == fingerprint(same):
-                ctx, key = ctx.with_precision(same["precision"]), same
-        skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
-        if not skipped:
-            torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
-            working = replace(ctx, config=stage.configure(ctx.config), variant=stage.variant)
-            folder.finish(stage.run(working, folder))
-        results = folder.require_done("this command")["results"]
+    key = stage_key(ctx, stage)
+    if ctx.config.precision == "auto" and not ctx.fresh:
+        begun = folder.try_read_config()
+        same = {**key, "precision": begun.get("precision")}
+        if begun.get("key") == fingerprint(same):
+            ctx, key = ctx.with_precision(same["precision"]), same
+    skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
+    if not skipped:
+        torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
+        working = replace(ctx, config=stage.configure(ctx.config), variant=stage.variant)
+        folder.finish(stage.run(working, folder))
+    results = folder.require_done("this command")["results"]
     return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped)
 
 

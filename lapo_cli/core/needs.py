@@ -1,0 +1,55 @@
+"""What a game and seed will take, before it starts: disk, memory, and memory of a GPU.
+
+Estimates of the largest training, that of stage 1: its parameters, gradients and the two moments of AdamW, and what
+autograd keeps of a batch, which is measured on two samples.
+"""
+
+import torch
+
+from lapo_cli.core.compute import Compute
+from lapo_cli.core.config import Config
+from lapo_cli.core.launchers.base import Needs
+from lapo_cli.core.stages.idm import joint_loss
+from lapo_cli.core.training.checkpoints import build_idm, build_world_model
+
+_BYTES_PER_PARAMETER = 16  # float32: itself, gradient, two moments
+_FRAME_BYTES = 64 * 64 * 3
+_PROCESS_BYTES = 500_000_000  # Python, PyTorch and batches on the way; as much again for CUDA's context
+_MARGIN = 1.25  # for what is alive for a moment only: measured peaks on a CPU were 1.1 times what is kept
+_SAMPLES = 2
+
+
+def needs(config: Config, *, stores: int) -> Needs:
+    """The estimate for one game and seed.
+
+    Args:
+        stores: how many copies of the game's train frames will be made.
+    """
+    parameters, kept = _sizes(config)
+    training = parameters * _BYTES_PER_PARAMETER + int(_MARGIN * kept * config.stage1.batch_size)
+    latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
+    return Needs(
+        disk=stores * config.data.max_frames * _FRAME_BYTES + latents + 3 * 4 * parameters,
+        memory=_PROCESS_BYTES + training,
+        gpu_memory=_PROCESS_BYTES + training,
+    )
+
+
+def _sizes(config: Config) -> tuple[int, int]:
+    """Parameters of the networks of stage 1, and bytes that autograd keeps of a sample."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.random.fork_rng(devices=[]):
+        idm, world_model = build_idm(config.model), build_world_model(config.model)
+        own = {p.untyped_storage().data_ptr() for module in (idm, world_model) for p in module.parameters()}
+        frames = torch.zeros(_SAMPLES, 3, 3, config.model.frame_size, config.model.frame_size)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss, _ = joint_loss(idm, world_model, frames, Compute(torch.device("cpu"), False), 0.0)
+    del loss
+    parameters = sum(p.numel() for module in (idm, world_model) for p in module.parameters())
+    return parameters, sum(size for place, size in kept.items() if place not in own) // _SAMPLES

@@ -1,0 +1,126 @@
+"""One game and seed as a job: several processes on one run directory, and starting over."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import lapo_cli
+from lapo_cli.core.config import Config
+from lapo_cli.core.errors import RunDirError
+from lapo_cli.core.needs import needs
+from lapo_cli.core.pipeline import Options, run_all, run_chain
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.run_dir import RunDir
+from tests.core.tiny_config import TINY
+
+_PLUGIN = Path(__file__).parents[1] / "plugins" / "toy_source.py"
+_BOARD = (*TINY, "stage1.steps=4", "stage2.steps=4", "offline.steps=2")
+
+
+def _weights(run: Path) -> dict[str, bytes]:
+    """What training has made, by its path in the run."""
+    return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*.safetensors")}
+
+
+def _lapo(*words: str | Path, isolated: bool = False) -> "subprocess.CompletedProcess[str]":
+    """The command with the source of the board; isolated: in own namespaces, as in a container, where permitted."""
+    own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc"]
+    if not isolated or subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
+        own = []
+    return subprocess.run(
+        [*own, sys.executable, "-m", "lapo_cli", *words, "--plugin", _PLUGIN],
+        env={**os.environ, "PYTHONPATH": str(Path(lapo_cli.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with the frames of a board that has no environment, so that nothing has to be played."""
+    folder = tmp_path_factory.mktemp("data")
+    _lapo("download", "board", "--source", "squares", "--data-dir", folder).check_returncode()
+    return folder
+
+
+def test_starting_over_sets_aside_once_and_not_while_another_process_works(
+    tmp_path: Path, board: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny(*_BOARD), "paper")
+    options, fresh = Options("cpu", board), Options("cpu", board, fresh=True)
+    first = run_chain(run, "board", 0, options, Silent())
+    before = _weights(run.path)
+    with run.seed_dir("board", 0).lock(), pytest.raises(RunDirError, match="Another lapo process"):
+        run_all(run, ["board"], [0, 1], fresh, Silent())
+    assert _weights(run.path) == before
+    again = run_chain(run, "board", 0, fresh, Silent())
+    assert [stage.results for stage in again] == [stage.results for stage in first]
+    assert not any(stage.skipped for stage in again)
+    folders = {folder.name for folder in run.seed_dir("board", 0).path.iterdir() if folder.is_dir()}
+    assert {name for name in folders if name.endswith(".old-1")} == {
+        f"{name}.old-1" for name in folders if ".old-" not in name
+    }
+    assert all(stage.skipped for stage in run_chain(run, "board", 0, options, Silent()))
+
+
+def test_two_drivers_share_one_run_and_make_every_store_and_stage_once(
+    tmp_path: Path, board: Path, tiny: Callable[..., Config]
+) -> None:
+    alone = RunDir.create(tmp_path / "alone", tiny(*_BOARD), "paper")
+    run_chain(alone, "board", 0, Options("cpu", board), Silent())
+
+    shutil.copytree(board, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "board" / "test")
+    settings = [word for setting in (*_BOARD, "data.source=squares") for word in ("--set", setting)]
+    where = ["--device", "cpu", "--data-dir", tmp_path / "data", "--run-dir", tmp_path / "shared"]
+    words = ["run-all", "--games", "board", *where, *settings]
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(lambda _: _lapo(*words, isolated=True), range(2)))
+    assert [process.returncode for process in ended] == [0, 0], ended
+    said = "".join(process.stderr for process in ended)
+    assert said.count("getting them from") == 1
+    assert "Waiting for another lapo process" in said
+    assert said.count("board, seed 0: idm was finished before.") == 1
+    assert _weights(tmp_path / "shared") == _weights(alone.path) != {}
+
+
+def test_a_chain_on_scratch_copies_the_frames_once_and_ends_the_same(
+    tmp_path: Path, board: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny(*_BOARD), "paper")
+    run_chain(run, "board", 0, Options("cpu", board), Silent())
+    near = RunDir.create(tmp_path / "near", tiny(*_BOARD), "paper")
+    notes = _Said()
+    for seed in (0, 1):
+        run_chain(near, "board", seed, Options("cpu", board, scratch=tmp_path / "scratch"), notes)
+    assert _weights(near.path / "board" / "seed-0") == _weights(run.path / "board" / "seed-0") != {}
+    assert sum("Copying the train frames" in line for line in notes.lines) == 1
+    copy = tmp_path / "scratch" / "board" / "train"
+    assert (copy / "frames.u8").read_bytes() == (board / "board" / "train" / "frames.u8").read_bytes()
+    assert list((tmp_path / "scratch" / "board" / "latents").glob("*.npy"))
+
+
+class _Said(Silent):
+    """Progress that keeps its sentences."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
+    small, batch = needs(tiny(), stores=1), needs(tiny("stage1.batch_size=64"), stores=1)
+    wide, two = needs(tiny("model.world_model_base=16"), stores=1), needs(tiny(), stores=2)
+    assert small.memory < batch.memory < needs(tiny("stage1.batch_size=128"), stores=1).memory
+    assert small.memory < wide.memory
+    assert two.disk - small.disk == 2048 * 64 * 64 * 3
+    assert "of memory" in str(small)
