@@ -46,9 +46,7 @@ def run_all(
     ] = None,
     launcher: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="What runs the jobs: 'local' (this machine), or a launcher that a plugin adds."
-        ),
+        typer.Option(metavar="NAME", help="What runs the jobs: 'local', 'ray', 'slurm', or one that a plugin adds."),
     ] = "local",
     launcher_set: Annotated[
         list[str] | None,

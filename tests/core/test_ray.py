@@ -1,0 +1,182 @@
+"""The Ray launcher on real clusters of nodes on this machine; skipped without the extra."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lapo_cli
+from lapo_cli.core.errors import CorruptDataError, LapoError
+from lapo_cli.core.interrupts import interruptible, interrupting
+from lapo_cli.core.launchers.base import LAUNCHERS, Needs
+from lapo_cli.core.progress import Progress, Silent
+
+ray: Any = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+_RAY = LAUNCHERS.get("ray")
+_ROOT = str(Path(lapo_cli.__file__).parents[1])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Does what its title says, in ``folder``; counts its attempts there."""
+
+    title: str
+    folder: Path
+
+    @property
+    def command(self) -> list[str]:
+        raise AssertionError("Ray unpickles jobs")
+
+    def needs(self) -> Needs:
+        return Needs(disk=1, memory=50_000_000, gpu_memory=1)
+
+    def __call__(self, device: str, progress: Progress) -> None:
+        attempts = self.folder / f"{self.title}.attempts"
+        with attempts.open("a") as file:
+            file.write(f"{os.getpid()} {ray.get_runtime_context().get_node_id()}\n")
+        attempt = len(attempts.read_text().splitlines())
+        with progress.task(self.title, 2, "steps") as task:
+            task.update(attempt)
+            match self.title:
+                case "fail":
+                    raise CorruptDataError("It is broken.")
+                case "die":
+                    if attempt == 1:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                case "hold-0" | "hold-1":
+                    with interruptible() as interrupted:
+                        while not interrupted.wait(0.05):  # Ray interrupts Python code, not a system call.
+                            pass
+                        (self.folder / f"{self.title}.checkpoint").touch()
+                        raise KeyboardInterrupt
+                case "moved":
+                    while attempt == 1:
+                        time.sleep(0.05)
+        progress.log(f"{self.title} on {device}")
+
+
+class _Said(Silent):
+    """Progress that keeps its sentences."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def _settings(**values: object) -> Any:
+    assert _RAY.Settings is not None
+    return _RAY.Settings.model_validate({"cpus": 1.0, **values})
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that runs nothing but the board, and a node of two cores."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *([before] if before else [])])
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Others may be using the cores.
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+    os.environ.pop("PYTHONPATH")
+    if before:
+        os.environ["PYTHONPATH"] = before
+
+
+def _run(cluster: Any, jobs: list[_Work], progress: Progress, **values: object) -> dict[str, Exception | None]:
+    settings = _settings(address=cluster.address, **values)
+    outcomes = _RAY.run(jobs, slots=None, device="cpu", progress=progress, settings=settings)
+    return {job.title: error for job, error in outcomes}
+
+
+def test_a_failure_stops_no_other_and_a_killed_worker_is_started_again(tmp_path: Path, cluster: Any) -> None:
+    notes = _Said()
+    found = _run(cluster, [_Work(title, tmp_path) for title in ("good", "fail", "die")], notes)
+    assert (found["good"], found["die"]) == (None, None)
+    assert (type(found["fail"]), str(found["fail"])) == (CorruptDataError, "It is broken.")
+    assert len((tmp_path / "die.attempts").read_text().splitlines()) == 2
+    assert {"good on cpu", "die on cpu"} <= set(notes.lines)
+
+
+def test_a_worker_that_is_lost_for_good_is_one_sentence(tmp_path: Path, cluster: Any) -> None:
+    found = _run(cluster, [_Work("die", tmp_path)], Silent(), retries=0)
+    assert isinstance(found["die"], LapoError)
+    assert "its Ray task was lost" in str(found["die"])
+    assert "same command again" in str(found["die"])
+
+
+def test_another_version_of_lapo_is_refused(tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = lapo_cli.__version__
+    monkeypatch.setattr(lapo_cli, "__version__", "99.0")
+    found = _run(cluster, [_Work("good", tmp_path)], Silent())
+    assert "This is lapo 99.0, and the Ray node " in str(found["good"])
+    assert f"has lapo {there}" in str(found["good"])
+    assert not (tmp_path / "good.attempts").exists()
+
+
+def test_the_jobs_of_a_node_that_is_removed_go_on_elsewhere(tmp_path: Path, cluster: Any) -> None:
+    cluster.add_node(num_cpus=2)
+    attempts = tmp_path / "moved.attempts"
+
+    def remove() -> None:
+        while not attempts.exists() or not attempts.read_text().endswith("\n"):
+            time.sleep(0.05)
+        at = attempts.read_text().split()[1]
+        (node,) = [node for node in cluster.worker_nodes if node.node_id == at]
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    found = _run(cluster, [_Work("moved", tmp_path)], Silent())
+    thread.join()
+    assert found == {"moved": None}
+    nodes = [line.split()[1] for line in attempts.read_text().splitlines()]
+    assert len(set(nodes)) == len(nodes) == 2
+
+
+def hold(folder: str, address: str) -> None:
+    """What the process does that the test below interrupts."""
+    jobs = [_Work(title, Path(folder)) for title in ("hold-0", "hold-1", "never")]
+    settings = _settings(address=address)
+    try:
+        with interrupting():
+            list(_RAY.run(jobs, slots=None, device="cpu", progress=Silent(), settings=settings))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_driver_that_is_interrupted_has_every_job_write_its_checkpoint(
+    tmp_path: Path, cluster: Any, number: signal.Signals
+) -> None:
+    code = "import sys, tests.core.test_ray as t; t.hold(*sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), cluster.address],
+        env={**os.environ, "PYTHONPATH": _ROOT},
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not all((tmp_path / f"hold-{n}.attempts").exists() for n in range(2)):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the work
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert all((tmp_path / f"hold-{n}.checkpoint").exists() for n in range(2))
+    assert not (tmp_path / "never.attempts").exists()
