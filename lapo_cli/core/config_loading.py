@@ -75,9 +75,8 @@ def _assignment(word: str, option: str = "--set") -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``."""
     key, separator, text = word.partition("=")
     if not separator:
-        raise ConfigError(
-            f"'{option} {shortened(word)}' has no '=': write it as KEY=VALUE, for example stage1.lr=3e-4."
-        )
+        example = ", for example stage1.lr=3e-4" if option == "--set" else ""
+        raise ConfigError(f"'{option} {shortened(word)}' has no '=': write it as KEY=VALUE{example}.")
     try:
         value = _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
     except ValueError as error:
@@ -97,7 +96,7 @@ def parse_settings(section: type[_S], words: Sequence[str]) -> _S:
     """A section that is no part of the configuration, from ``key=value`` words.
 
     Raises:
-        ConfigError: an unknown key, which the known ones are named for, or a value that does not fit.
+        ConfigError: an unknown key (the message lists the known ones), or a value that does not fit.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -109,7 +108,7 @@ def parse_settings(section: type[_S], words: Sequence[str]) -> _S:
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, "The setting")) from error
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -124,7 +123,7 @@ def parse_config(values: dict[str, Any]) -> Config:
         raise ConfigError(_explain(error)) from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, what_it_is: str = "Configuration key") -> str:
     first = error.errors(include_url=False)[0]
     key = shortened(".".join(str(part) for part in first["loc"]))
     if first["type"] in ("extra_forbidden", "invalid_key"):
@@ -133,7 +132,7 @@ def _explain(error: ValidationError) -> str:
         return f"There is no configuration key '{key}': {hint}"
     found = "" if first["type"] == "missing" else f" (it is {shortened(reprlib.repr(first['input']))})"
     what = one_line(first["msg"].removeprefix("Value error, "), 200)
-    return f"Configuration key '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
+    return f"{what_it_is} '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
 
 
 def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:

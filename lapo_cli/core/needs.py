@@ -4,10 +4,12 @@ Estimates of the largest training, that of stage 1: its parameters, gradients an
 autograd keeps of a batch, which is measured on two samples.
 """
 
+from functools import cache
+
 import torch
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import Config
+from lapo_cli.core.config import Config, ModelConfig
 from lapo_cli.core.launchers.base import Needs
 from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.checkpoints import build_idm, build_world_model
@@ -25,7 +27,7 @@ def needs(config: Config, *, stores: int) -> Needs:
     Args:
         stores: how many copies of the game's train frames will be made.
     """
-    parameters, kept = _sizes(config)
+    parameters, kept = _sizes(config.model)
     training = parameters * _BYTES_PER_PARAMETER + int(_MARGIN * kept * config.stage1.batch_size)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
     return Needs(
@@ -35,7 +37,8 @@ def needs(config: Config, *, stores: int) -> Needs:
     )
 
 
-def _sizes(config: Config) -> tuple[int, int]:
+@cache
+def _sizes(model: ModelConfig) -> tuple[int, int]:
     """Parameters of the networks of stage 1, and bytes that autograd keeps of a sample."""
     kept: dict[int, int] = {}
 
@@ -45,9 +48,9 @@ def _sizes(config: Config) -> tuple[int, int]:
         return tensor
 
     with torch.random.fork_rng(devices=[]):
-        idm, world_model = build_idm(config.model), build_world_model(config.model)
+        idm, world_model = build_idm(model), build_world_model(model)
         own = {p.untyped_storage().data_ptr() for module in (idm, world_model) for p in module.parameters()}
-        frames = torch.zeros(_SAMPLES, 3, 3, config.model.frame_size, config.model.frame_size)
+        frames = torch.zeros(_SAMPLES, 3, 3, model.frame_size, model.frame_size)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss, _ = joint_loss(idm, world_model, frames, Compute(torch.device("cpu"), False), 0.0)
     del loss

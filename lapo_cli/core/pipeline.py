@@ -235,12 +235,13 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     included = chain(run.config, baselines=options.baselines)
     _compute(run, options)
     SOURCES.get(run.config.data.source)
-    _launcher(options)
+    launcher, settings = _launcher(options)
+    launcher.require(settings)
     run.save()
     if options.fresh:
         _start_over([run.seed_dir(game, seed) for game in games for seed in seeds], included)
         options = replace(options, fresh=False)  # Or a job that an engine starts again would start over again.
-    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    chains = _chains(run, games, seeds, options)
     failures = _launch(chains, options, progress)
     failed = {(failure.game, failure.seed) for failure in failures}
     done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
@@ -303,6 +304,14 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     return planned
 
 
+def _chains(run: RunDir, games: list[str], seeds: list[int], options: Options) -> "list[Chain]":
+    """The jobs of a run, with absolute paths: they may be carried out in another working directory."""
+    run = replace(run, path=run.path.absolute())
+    scratch = None if options.scratch is None else options.scratch.absolute()
+    options = replace(options, data_dir=options.data_dir.absolute(), scratch=scratch)
+    return [Chain(run, game, seed, options) for game in games for seed in seeds]
+
+
 @dataclass(frozen=True)
 class Chain:
     """All of one game and seed, as a job for a launcher."""
@@ -320,14 +329,14 @@ class Chain:
     @property
     def folder(self) -> Path:
         """The run directory."""
-        return self.run.path.absolute()
+        return self.run.path
 
     @property
     def command(self) -> list[str]:
         """``lapo run-chain``, by this interpreter, with all that the work depends on."""
         options = self.options
         words: list[str | Path] = [sys.executable, "-m", "lapo_cli", "run-chain", self.game, "--seed", str(self.seed)]
-        words += ["--run-dir", self.folder, "--data-dir", options.data_dir.absolute(), "--device", options.device]
+        words += ["--run-dir", self.folder, "--data-dir", options.data_dir, "--device", options.device]
         words += [] if options.scratch is None else ["--scratch", options.scratch]
         words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
         words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
@@ -353,12 +362,13 @@ class Chain:
         ctx = _context(self.run, seed_dir, options, progress)
         data = self.run.config.data
         results = []
+        progress.log(f"{self.title} needs {self.needs()}.")
+        # Before the lock, which makes the folder of the game: without data there is to be none.
+        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+        if options.scratch is not None:
+            copy_stores(self.game, options.data_dir, options.scratch, progress)
+            ctx = replace(ctx, data_dir=options.scratch)
         with seed_dir.lock(progress):
-            progress.log(f"{self.title} needs {self.needs()}.")
-            ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
-            if options.scratch is not None:
-                copy_stores(self.game, options.data_dir, options.scratch, progress)
-                ctx = replace(ctx, data_dir=options.scratch)
             for stage in chain(self.run.config, baselines=options.baselines):
                 reason = stage.applicable(ctx)
                 if reason is not None:
@@ -395,7 +405,7 @@ def _launcher(options: Options) -> tuple[Launcher, Section]:
 def preview(run: RunDir, games: list[str], seeds: list[int], options: Options) -> str:
     """What :func:`run_all` would hand to the program that its launcher uses, such as a script; empty if nothing."""
     launcher, settings = _launcher(options)
-    chains = [Chain(run, game, seed, options) for game in games for seed in seeds]
+    chains = _chains(run, games, seeds, options)
     return launcher.preview(chains, slots=options.jobs, device=options.device, settings=settings)
 
 

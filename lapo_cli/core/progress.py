@@ -89,7 +89,7 @@ class _RelayedTask:
 
 
 class Replay:
-    """Reports to ``progress`` what a :class:`Relay` sends."""
+    """Reports to ``progress`` what a :class:`Relay` sends; of a task whose beginning was lost it reports nothing."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -101,9 +101,9 @@ class Replay:
             case ("open", number, *task):
                 context = self._progress.task(*task)
                 self._tasks[number] = context, context.__enter__()
-            case ("update", number, done, metrics):
+            case ("update", number, done, metrics) if number in self._tasks:
                 self._tasks[number][1].update(done, **metrics)
-            case ("close", number):
+            case ("close", number) if number in self._tasks:
                 self._tasks.pop(number)[0].__exit__(None, None, None)
             case ("log", message):
                 self._progress.log(message)

@@ -20,7 +20,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -365,7 +365,8 @@ class RunDir:
         Of several processes that make the same run at once, each waits for the others.
 
         Raises:
-            RunDirError: one of those had another configuration.
+            RunDirError: one of those had another configuration; or another process works on a run whose
+                configuration is to be replaced.
         """
         if self.pending is None:
             return
@@ -375,7 +376,11 @@ class RunDir:
             "preset": self.preset,
             "config": self.config.model_dump(mode="json"),
         }
-        with self.lock(Silent()):
+        with ExitStack() as stack:
+            if self.pending == "replace":  # Or those who work on it would go on with the old configuration.
+                for seed_dir in self._seed_dirs(self.path.absolute()):
+                    stack.enter_context(seed_dir.lock())
+            stack.enter_context(self.lock(Silent()))
             file = self.path / "run.yaml"
             if self.pending == "create" and file.exists():
                 _require_same(RunDir.open(self.path), self.config)
@@ -440,15 +445,17 @@ class RunDir:
             RunDirError: there is none.
         """
         at = (below or self.path).absolute()
-        found = []
+        found = sorted(self._seed_dirs(at), key=lambda seed_dir: (seed_dir.game, seed_dir.seed))
+        if not found:
+            raise RunDirError(f"{at} holds no game yet: run 'lapo train-idm GAME --run-dir {self.path}' first.")
+        return found
+
+    def _seed_dirs(self, at: Path) -> Iterator[SeedDir]:
         for folder in self.path.absolute().glob("*/seed-*"):
             number = folder.name.removeprefix("seed-")
             related = folder.is_relative_to(at) or at.is_relative_to(folder)
             if related and folder.is_dir() and re.fullmatch("0|[1-9][0-9]*", number):
-                found.append(self.seed_dir(folder.parent.name, int(number)))
-        if not found:
-            raise RunDirError(f"{at} holds no game yet: run 'lapo train-idm GAME --run-dir {self.path}' first.")
-        return sorted(found, key=lambda seed_dir: (seed_dir.game, seed_dir.seed))
+                yield self.seed_dir(folder.parent.name, int(number))
 
     @contextmanager
     def lock(self, wait: Progress | None = None) -> Iterator[None]:

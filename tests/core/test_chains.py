@@ -12,7 +12,7 @@ import pytest
 
 import lapo_cli
 from lapo_cli.core.config import Config
-from lapo_cli.core.errors import RunDirError
+from lapo_cli.core.errors import RunDirError, UsageError
 from lapo_cli.core.needs import needs
 from lapo_cli.core.pipeline import Options, run_all, run_chain
 from lapo_cli.core.progress import Silent
@@ -86,7 +86,6 @@ def test_two_drivers_share_one_run_and_make_every_store_and_stage_once(
     assert [process.returncode for process in ended] == [0, 0], ended
     said = "".join(process.stderr for process in ended)
     assert said.count("getting them from") == 1
-    assert "Waiting for another lapo process" in said
     assert said.count("board, seed 0: idm was finished before.") == 1
     assert _weights(tmp_path / "shared") == _weights(alone.path) != {}
 
@@ -105,6 +104,12 @@ def test_a_chain_on_scratch_copies_the_frames_once_and_ends_the_same(
     copy = tmp_path / "scratch" / "board" / "train"
     assert (copy / "frames.u8").read_bytes() == (board / "board" / "train" / "frames.u8").read_bytes()
     assert list((tmp_path / "scratch" / "board" / "latents").glob("*.npy"))
+
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(UsageError, match="holds other frames"):
+        run_chain(near, "board", 2, Options("cpu", board, scratch=tmp_path / "scratch"), notes)
+    assert (copy / "frames.u8").exists()
 
 
 class _Said(Silent):

@@ -289,7 +289,6 @@ def test_a_damaged_run_file_is_reported(tmp_path: Path, tiny: Tiny, text: str) -
 _HOLD = """
 import sys
 from pathlib import Path
-from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
 with SeedDir(Path(sys.argv[1]), "maze", 0).lock():
     print("held", flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lapo_cli.core.config_loading import parse_settings
 from lapo_cli.core.errors import LapoError, UsageError
 from lapo_cli.core.launchers.base import LAUNCHERS, Needs
 from lapo_cli.core.launchers.slurm import Slurm, SlurmSettings
@@ -140,7 +141,14 @@ def test_the_script_asks_for_what_the_jobs_need(tmp_path: Path) -> None:
 def test_without_sbatch_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match="no sbatch on PATH"):
-        next(iter(Slurm().run([], slots=None, device="cpu", progress=Silent(), settings=_settings())))
+        Slurm().require(_settings())
+
+
+@pytest.mark.parametrize("words", [["options=[--qos=low, --nice]", "account=123"], ["options=--qos=low"]])
+def test_settings_can_be_given_as_words(words: list[str]) -> None:
+    settings = parse_settings(SlurmSettings, words)
+    assert settings.options[0] == "--qos=low"
+    assert settings.account in (None, "123")
 
 
 def _free_port() -> int:

@@ -202,8 +202,9 @@ def ensure_stores(game: str, data_dir: Path, source: str, max_frames: int, progr
         LapoError: they could not be fetched or made, or are damaged.
     """
     SOURCES.get(source)
-    if _missing(data_dir, game):
-        planned = plan(game, data_dir, source=source, max_frames=max_frames)  # Refuses before anything is written.
+    missing = _missing(data_dir, game)
+    if missing:
+        planned = plan(game, data_dir, source=source, max_frames=max_frames, splits=missing)  # May refuse.
         require_free_space(data_dir, planned.store_bytes or 0, f"Storing {game}")
         with _getting(game, data_dir, progress):
             missing = _missing(data_dir, game)
@@ -235,6 +236,7 @@ def copy_stores(game: str, data_dir: Path, scratch: Path, progress: Progress) ->
 
     Raises:
         MissingInputError, CorruptDataError: there are none in ``data_dir``, or they are damaged.
+        UsageError: other frames of that name are in ``scratch``.
         DiskFullError: they do not fit.
     """
     with disk_full_as_error(scratch):
@@ -245,11 +247,12 @@ def copy_stores(game: str, data_dir: Path, scratch: Path, progress: Progress) ->
             if there == wanted:
                 continue
             source, to = (store_path(folder, game, split) for folder in (data_dir, scratch))
+            if to.exists():
+                raise UsageError(f"{to} holds other frames: choose another --scratch, or remove that folder.")
             require_free_space(scratch, wanted.num_bytes, f"A copy of the {split} frames of {game}")
             progress.log(f"Copying the {split} frames of {game} to {to}.")
             partial = to.with_name(f".{split}.copy")
-            for old in (partial, to):  # A copy that was cut off, or one of other frames.
-                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)  # A copy that was cut off.
             with disk_full_as_error(scratch):
                 shutil.copytree(source, partial)
             partial.rename(to)

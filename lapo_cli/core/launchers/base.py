@@ -74,6 +74,9 @@ class Launcher(ABC):
     name: str
     Settings: "type[Section] | None" = None
 
+    def require(self, settings: "Section") -> None:  # noqa: B027
+        """Raise a LapoError if :meth:`run` could not even begin; called before anything is written."""
+
     @abstractmethod
     def run(
         self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: "Section"

@@ -51,12 +51,16 @@ class RayLauncher(Launcher):
     name = "ray"
     Settings = RaySettings
 
+    def require(self, settings: Section) -> None:
+        """See :meth:`Launcher.require`."""
+        _ray()
+
     def run(
         self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
     ) -> Iterator[tuple[Job, Exception | None]]:
         """See :meth:`Launcher.run`; ``slots`` limits the tasks that are with Ray at a time."""
         assert isinstance(settings, RaySettings)
-        ray = require_extra("ray", "ray", "--launcher ray")
+        ray = _ray()
         _connect(ray, settings)
         try:
             yield from _run(ray, jobs, slots, device, progress, settings)
@@ -65,6 +69,10 @@ class RayLauncher(Launcher):
 
 
 LAUNCHERS.register(RayLauncher())
+
+
+def _ray() -> Any:
+    return require_extra("ray", "ray", "--launcher ray")
 
 
 def _connect(ray: Any, settings: RaySettings) -> None:
@@ -195,4 +203,8 @@ def _work(board: Any, number: int, job: bytes, version: str, plugins: list[Path]
             pickle.loads(job)(device, Relay(lambda event: board.put.remote(number, event)))
     except Exception as error:
         return sendable(error)
+    finally:
+        ray = _ray()
+        with suppress(ray.exceptions.RayError):  # The events are there before the task has ended.
+            ray.get(board.put.remote(number, ("end",)), timeout=_CHECKPOINT_SECONDS)
     return None

@@ -14,8 +14,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from lapo_cli.core.config import Section
 from lapo_cli.core.errors import LapoError, UsageError, one_line
@@ -25,13 +26,17 @@ from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
 from lapo_cli.core.progress import Progress
 
 _CANCEL_SECONDS = 120.0  # SLURM itself kills what does not end within its KillWait.
+_EXIT_SECONDS = 90.0  # A shared file system may show the file of an exit code later than it was written (NFS: 60 s).
+
+
+_Word = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
 
 
 class SlurmSettings(Section):
     """What ``--launcher-set`` sets."""
 
-    partition: str | None = Field(None, description="Partition; the cluster's default if none is given.")
-    account: str | None = Field(None, description="Account that is charged.")
+    partition: _Word | None = Field(None, description="Partition; the cluster's default if none is given.")
+    account: _Word | None = Field(None, description="Account that is charged.")
     minutes: int | None = Field(None, ge=2, description="Time limit, after which a task is requeued and resumes.")
     cpus: int = Field(2, ge=1, description="CPU cores of a task.")
     gpus: int | None = Field(None, ge=0, description="GPUs of a task; by default one, and none with --device cpu.")
@@ -41,6 +46,11 @@ class SlurmSettings(Section):
     options: tuple[str, ...] = Field((), description="Further options of sbatch, such as --qos=low.")
     poll: float = Field(10.0, gt=0, description="Seconds between two looks at the queue.")
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
 
 class Slurm(Launcher):
     """An array job with a task for each job."""
@@ -48,29 +58,32 @@ class Slurm(Launcher):
     name = "slurm"
     Settings = SlurmSettings
 
+    def require(self, settings: Section) -> None:
+        """See :meth:`Launcher.require`."""
+        if shutil.which("sbatch") is None:
+            raise UsageError("There is no sbatch on PATH: use --launcher slurm on a machine that submits SLURM jobs.")
+
     def run(
         self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
     ) -> Iterator[tuple[Job, Exception | None]]:
         """See :meth:`Launcher.run`; ``slots`` limits the tasks that run at a time."""
         assert isinstance(settings, SlurmSettings)
-        if shutil.which("sbatch") is None:
-            raise UsageError("There is no sbatch on PATH: use --launcher slurm on a machine that submits SLURM jobs.")
         array = _submitted(jobs, slots, device, settings, progress)
         left = dict(enumerate(jobs))
-        unseen: set[int] = set()
+        gone: dict[int, float] = {}  # task -> when it was first seen to be no longer queued
         try:
             while left:
                 queued = array.queued()
                 for index, job in list(left.items()):
                     code = array.exit_code(index)
-                    # Twice, because a shared file system may show the file of an exit code later than it was written.
-                    if code is not None or (queued is not None and index not in queued and index in unseen):
+                    now = time.monotonic()
+                    if queued is not None and index not in queued:
+                        gone.setdefault(index, now)
+                    else:
+                        gone.pop(index, None)
+                    if code is not None or now - gone.get(index, now) > _EXIT_SECONDS:
                         del left[index]
                         yield job, array.outcome(index, code)
-                    elif queued is not None and index not in queued:
-                        unseen.add(index)
-                    else:
-                        unseen.discard(index)
                 if left:
                     time.sleep(settings.poll)
         finally:
@@ -206,8 +219,8 @@ case $SLURM_ARRAY_TASK_ID in
 esac
 
 export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
-trap 'ending=limit; kill -TERM "$task"' USR1  # The time limit is near.
-trap 'ending=${{ending:-stop}}; kill -TERM "$task"' TERM  # Preempted, which SLURM requeues, or cancelled.
+trap 'ending=limit; kill -TERM "$!"' USR1  # The time limit is near.
+trap 'ending=${{ending:-stop}}; kill -TERM "$!"' TERM  # Preempted, which SLURM requeues, or cancelled.
 "$@" &
 task=$!
 wait "$task"
@@ -216,6 +229,9 @@ while kill -0 "$task" 2>/dev/null; do  # A signal ends only the waiting; the tas
   wait "$task"
   code=$?
 done
+wait "$task" 2>/dev/null  # If it ended between a signal and the loop, this is how; else 127.
+late=$?
+if [ "$late" -ne 127 ]; then code=$late; fi
 killed=
 if [ "$code" -ge 128 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ]; then killed=yes; fi
 if [ "$code" -ne 0 ] && {{ [ "$ending" = limit ] || {{ [ -z "$ending" ] && [ -n "$killed" ]; }}; }}; then
