@@ -27,6 +27,7 @@ from lapo_cli.core.errors import LapoError, UsageError, sendable
 from lapo_cli.core.interrupts import INTERRUPTED
 
 _T = TypeVar("_T")
+_LOST = ("closed by peer", "reset by peer", "Broken pipe")
 _TIMEOUT = timedelta(hours=12)  # The others wait for as long as what the main process does alone may take.
 
 
@@ -56,6 +57,9 @@ def processes() -> Iterator[None]:
 
     What the main process raises or reports after the block is for all: the others end here, silently, with its exit
     code. An error that is not of lapo's family is one process's own and is raised there.
+
+    Raises:
+        LapoError: another process ended.
     """
     if not is_started():
         yield
@@ -64,16 +68,25 @@ def processes() -> Iterator[None]:
     if gpus and (device := int(os.environ["LOCAL_RANK"])) < torch.cuda.device_count():
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_TIMEOUT)
-    main, code = is_main(), 0
+    main = is_main()
+    if not main:
+        os.dup2(2, 1)  # Standard output is for the one result of the main process.
     try:
         yield
     except (LapoError, KeyboardInterrupt) as error:
         if main:
             raise
-        code = error.exit_code if isinstance(error, LapoError) else INTERRUPTED
+        raise SystemExit(error.exit_code if isinstance(error, LapoError) else INTERRUPTED) from error
+    except RuntimeError as error:  # PyTorch has no class of its own for it.
+        if not main or not any(sign in str(error) for sign in _LOST):
+            raise
+        raise LapoError(
+            "Another of the processes that train this model ended, by an error of its own or killed, for want of "
+            "memory perhaps: the same command goes on from the last checkpoint."
+        ) from error
     dist.destroy_process_group()
     if not main:
-        raise SystemExit(code)
+        raise SystemExit
 
 
 def local_device() -> str:
@@ -187,10 +200,10 @@ def launch(words: Sequence[str], devices: int) -> int:
         words: of the command line, without the program.
 
     Returns:
-        The exit code; what went wrong has been reported by one of the processes.
+        The exit code; what went wrong has been reported by the main process.
 
     Raises:
-        LapoError: a process was killed.
+        LapoError: the main process was killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -207,10 +220,10 @@ def launch(words: Sequence[str], devices: int) -> int:
         return INTERRUPTED
     except ChildFailedError as error:
         failed_rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return failure.exitcode
+        if failure.exitcode > 0 or failed_rank != 0:
+            return max(failure.exitcode, 1)
         raise LapoError(
-            f"Process {failed_rank} of {devices} was ended by signal {-failure.exitcode}, for want of memory perhaps: "
-            "the same command goes on from the last checkpoint."
+            f"The main process was ended by signal {-failure.exitcode}, for want of memory perhaps: the same command "
+            "goes on from the last checkpoint."
         ) from error
     return 0

@@ -177,10 +177,8 @@ def test_one_process_needs_nobody_to_agree() -> None:
         distributed.on_main(lambda: (_ for _ in ()).throw(UsageError("No.")))
 
 
-def _start(
-    data_dir: Path, *words: str | Path, program: tuple[str, ...] = (), settings: tuple[str, ...] = ()
-) -> "subprocess.Popen[bytes]":
-    overrides = [word for setting in (*TINY, *_SETTINGS, *settings) for word in ("--set", setting)]
+def _start(data_dir: Path, *words: str | Path, program: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
+    overrides = [word for setting in (*TINY, *_SETTINGS) for word in ("--set", setting)]
     command = [sys.executable, *program, "-m", "lapo_cli", *map(str, words), *overrides, "--device", "cpu", "--json"]
     environment = {**os.environ, "LAPO_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "--quiet"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -191,6 +189,20 @@ def _finish(process: "subprocess.Popen[bytes]", code: int = 0) -> tuple[Any, str
     out, errors = process.communicate()
     assert process.returncode == code, errors.decode()
     return json.loads(out), errors.decode()
+
+
+def _wait_for_update(process: "subprocess.Popen[bytes]", stage: Path, count: int) -> None:
+    while len(read_metrics(stage)) < count:
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.02)
+
+
+def _child(process: "subprocess.Popen[bytes]", rank: int) -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (found,) = (
+        pid for pid in children if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
+    return int(found)
 
 
 def _alone(tiny: Callable[..., Config], path: Path, data_dir: Path, stage: str) -> None:
@@ -217,16 +229,19 @@ def test_a_model_trained_by_two_is_that_of_one_and_resumes_with_either_number(
     assert errors == ""
     assert [stage["skipped"] for stage in document["stages"]] == [False]
 
-    process = _start(data_dir, "train-idm", "maze", "--run-dir", broken, "--devices", "2")
     stage = broken / "maze" / "seed-0" / "idm"
-    while len(read_metrics(stage)) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = _start(data_dir, "train-idm", "maze", "--run-dir", broken, "--devices", "2")
+    _wait_for_update(process, stage, 3)
     process.send_signal(signal.SIGINT)
     document, errors = _finish(process, 130)
     assert document["error"]["type"] == "KeyboardInterrupt"
     assert errors.count("Interrupted") == 1
-    assert (stage / "state.pt").exists()
+    process = _start(data_dir, "train-idm", "maze", "--run-dir", broken, "--devices", "2")
+    _wait_for_update(process, stage, len(read_metrics(stage)) + 2)
+    os.kill(_child(process, rank=1), signal.SIGKILL)
+    document, errors = _finish(process, 1)
+    assert document["error"]["message"].startswith("Another of the processes that train this model ended")
+    assert errors.count("Error:") == 1
     shutil.copytree(broken, moved)
     _finish(_start(data_dir, "train-idm", "maze", "--run-dir", broken, "--devices", "2"))
     _alone(tiny, moved, data_dir, "idm")
@@ -254,11 +269,3 @@ def test_torchrun_trains_stage_2_as_one_process_does(
     assert [stage["stage"] for stage in document["stages"]] == ["policy"]
     name = "losses/imitation"
     assert _curve(two, "policy", name) == pytest.approx(_curve(one, "policy", name), rel=1e-3)
-
-
-def test_what_several_devices_cannot_do_is_said_once(tmp_path: Path, data_dir: Path) -> None:
-    words = ("train-idm", "maze", "--run-dir", tmp_path, "--devices", "2")
-    uneven = _start(data_dir, *words, settings=("stage1.batch_size=5",))
-    document, errors = _finish(uneven, 2)
-    assert document["error"]["message"].startswith("A batch of 5 cannot be shared evenly by 2 processes")
-    assert errors.count("Error:") == 1
