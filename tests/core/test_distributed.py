@@ -41,7 +41,6 @@ _SETTINGS = (
     "stage2.steps=30",
     "stage2.eval_every=30",
     "stage2.shift=1",
-    "model.quantizer.revive_below=0.5",
 )
 
 
@@ -248,12 +247,13 @@ def test_a_model_trained_by_two_is_that_of_one_and_resumes_with_either_number(
 
     for name, value in _weights(two, "idm").items():
         assert torch.equal(value, _weights(broken, "idm")[name]), name
-    for name in ("losses/total", "quantizer/perplexity"):
-        expected = _curve(one, "idm", name)
-        assert _curve(broken, "idm", name) == _curve(two, "idm", name)
-        assert _curve(two, "idm", name) == pytest.approx(expected, rel=1e-2)
-        assert _curve(moved, "idm", name) == pytest.approx(expected, rel=1e-2)
-        assert _curve(two, "idm", name)[:3] == pytest.approx(expected[:3], rel=1e-4)
+    assert _curve(broken, "idm", "quantizer/perplexity") == _curve(two, "idm", "quantizer/perplexity")
+    expected, found = (_curve(path, "idm", "losses/total") for path in (one, two))
+    assert _curve(broken, "idm", "losses/total") == found
+    # Rounding alone at first; later it also decides between codes that are nearly as near.
+    assert found[:3] == pytest.approx(expected[:3], rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-2)
+    assert _curve(moved, "idm", "losses/total") == pytest.approx(expected, rel=1e-2)
 
 
 def test_torchrun_trains_stage_2_as_one_process_does(
