@@ -13,6 +13,7 @@ With one process every function here gives back what it is given.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,8 +79,11 @@ def processes() -> Iterator[None]:
             raise
         raise SystemExit(error.exit_code if isinstance(error, LapoError) else INTERRUPTED) from error
     except RuntimeError as error:  # PyTorch has no class of its own for it.
-        if not main or not any(sign in str(error) for sign in _LOST):
+        if not any(sign in str(error) for sign in _LOST):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun asks us to end, which we are about to do.
+        if not main:
+            raise SystemExit(1) from error
         raise LapoError(
             "Another of the processes that train this model ended, by an error of its own or killed, for want of "
             "memory perhaps: the same command goes on from the last checkpoint."
