@@ -31,6 +31,7 @@ _LAYERS = (
             "extras",
             "files",
             "compute",
+            "distributed",
             "interrupts",
         )
     ),

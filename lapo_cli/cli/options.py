@@ -73,6 +73,14 @@ Reconfigure = Annotated[
         rich_help_panel="Configuration",
     ),
 ]
+Devices = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Devices of this machine that train the model together, each on its share of every batch: GPUs, or "
+        "processes on the CPU. For several machines there is torchrun.",
+    ),
+]
 RunPath = Annotated[
     Path,
     typer.Argument(

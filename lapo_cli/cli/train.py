@@ -1,11 +1,23 @@
 """``lapo train-idm``, ``train-policy``, ``decode-offline``, ``finetune-online`` and ``run-stage``: one stage each."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lapo_cli.cli.options import Execution, GameName, Logging, Output, Overrides, PresetName, Reconfigure, RunPath, Seed
+from lapo_cli.cli.options import (
+    Devices,
+    Execution,
+    GameName,
+    Logging,
+    Output,
+    Overrides,
+    PresetName,
+    Reconfigure,
+    RunPath,
+    Seed,
+)
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
 from lapo_cli.core.envs.base import parse_games
@@ -30,6 +42,7 @@ def train_idm(
     seed: Seed = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/GAME-PRESET")] = None,
     reconfigure: Reconfigure = False,
+    devices: Devices = 1,
 ) -> None:
     """Stage 1: learn latent actions from frames (inverse dynamics model and world model)."""
     with terminal(output) as here:
@@ -37,6 +50,7 @@ def train_idm(
         if others:
             raise UsageError("Only one game can be trained at a time: name one, or use 'lapo run-all --games'.")
         config = overrides.on_preset(preset)
+        _share(devices)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
@@ -46,10 +60,18 @@ def train_idm(
         _report(here, run, pipeline.run_stage(run, "idm", [run.seed_dir(game, seed)], options, here.progress))
 
 
-def train_policy(path: RunPath, overrides: Overrides, execution: Execution, logging: Logging, output: Output) -> None:
+def train_policy(
+    path: RunPath,
+    overrides: Overrides,
+    execution: Execution,
+    logging: Logging,
+    output: Output,
+    devices: Devices = 1,
+) -> None:
     """Stage 2: learn a policy over latent actions by behaviour cloning."""
     with terminal(output) as here:
         run = overrides.on_run(path)
+        _share(devices)
         _run_below(here, run, "policy", path, execution.options(wandb=logging.wandb))
 
 
@@ -109,6 +131,16 @@ def run_stage(
     """Run any stage by its name, for example one that a plugin adds."""
     with terminal(output) as here:
         _run_below(here, overrides.on_run(path), stage, path, execution.options(wandb=logging.wandb))
+
+
+def _share(devices: int) -> None:
+    """Start this command line once more on each of several devices, wait for them, and end as they do."""
+    if devices == 1:
+        return
+    from lapo_cli.core import distributed
+
+    if not distributed.is_started():
+        raise typer.Exit(distributed.launch(sys.argv[1:], devices))
 
 
 def _run_below(here: Terminal, run: "RunDir", stage: str, path: Path, options: "Options") -> None:

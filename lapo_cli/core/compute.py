@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from lapo_cli.core import distributed
 from lapo_cli.core.errors import DeviceError
 
 
@@ -30,11 +31,13 @@ class Compute:
 
     @property
     def name(self) -> str:
-        """The device in words."""
+        """The device in words, or how many of them where several processes train one model."""
+        count = distributed.world_size()
+        times = f"{count} x " if count > 1 else ""
         if self.is_cuda:
-            return torch.cuda.get_device_name(self.device)
+            return times + torch.cuda.get_device_name(self.device)
         threads = torch.get_num_threads()
-        return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{times}{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which a forward pass runs."""
@@ -52,7 +55,8 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
     """Choose the device and precision.
 
     Args:
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:n``.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:n``; of several processes that train
+            one model each takes a GPU of its own.
         precision: ``auto`` takes bfloat16 where the hardware multiplies it.
 
     Raises:
@@ -60,6 +64,8 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = distributed.local_device()
     match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,9}))?", device)
     if match is None:
         raise DeviceError(f"There is no device '{device}': use auto, cpu, cuda or cuda:N.")

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from lapo_cli.core import files
+from lapo_cli.core import distributed, files
 from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config, Section, section_of
 from lapo_cli.core.config_loading import parse_settings
@@ -38,7 +39,7 @@ from lapo_cli.core.needs import needs
 from lapo_cli.core.play.server import Server
 from lapo_cli.core.play.session import Session
 from lapo_cli.core.plugins import loaded_plugins
-from lapo_cli.core.progress import Progress
+from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.report.images import draw_learning_curve, write_images
 from lapo_cli.core.report.page import REPORT, write_report
 from lapo_cli.core.report.results import read_run
@@ -121,23 +122,35 @@ def chain(config: Config, *, baselines: bool = False) -> list[Stage]:
 def run_stage(
     run: RunDir, name: str, seed_dirs: list[SeedDir], options: Options, progress: Progress
 ) -> list[StageResult]:
-    """One stage of these games and seeds.
+    """One stage of these games and seeds, by this process or by all that torchrun started.
 
     Raises:
         UnknownNameError: there is no such stage.
+        UsageError: torchrun started several processes, and the stage is for one.
         LapoError: it could not be finished.
     """
     stage = STAGES.get(name)
+    results = []
+    with distributed.processes():
+        here = progress if distributed.is_main() else Silent()
+        contexts = distributed.on_all(lambda: _ready(run, stage, seed_dirs, options, here))
+        distributed.on_main(run.save)
+        for ctx in contexts:
+            with ExitStack() as stack:
+                distributed.on_main(partial(stack.enter_context, ctx.seed_dir.lock()))
+                results.append(stages.run_stage(ctx, stage))
+            distributed.on_main(partial(draw_learning_curve, results[-1].path))
+    return results
+
+
+def _ready(run: RunDir, stage: Stage, seed_dirs: list[SeedDir], options: Options, progress: Progress) -> list[Context]:
+    """The contexts; what lacks its inputs is refused before anything is written."""
+    if distributed.world_size() > 1 and not stage.parallel:
+        raise UsageError(f"Stage '{stage.name}' is trained by one process: run it without torchrun.")
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]
     for ctx in contexts:
-        stages.stage_key(ctx, stage)  # What lacks its inputs is refused before anything is written.
-    run.save()
-    results = []
-    for ctx in contexts:
-        with ctx.seed_dir.lock():
-            results.append(stages.run_stage(ctx, stage))
-        draw_learning_curve(results[-1].path)
-    return results
+        stages.stage_key(ctx, stage)
+    return contexts
 
 
 def label(

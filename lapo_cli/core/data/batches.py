@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lapo_cli.core import distributed
 from lapo_cli.core.data.store import Video
 
 WINDOW = (-1, 0, 1)
@@ -30,7 +31,8 @@ class BatchSampler:
     """Which windows make batch number ``step``: a pure function of (seed, step), so there is no state to save.
 
     Epoch e visits the windows in the order ``np.random.default_rng([seed, e]).permutation(W)``. Batches take them
-    one after another and run on into the next epoch, so that every batch is full.
+    one after another and run on into the next epoch, so that every batch is full. Where several processes train one
+    model, each gets its equal share of every batch.
 
     Args:
         windows: (W,) int64, what to draw from, W >= 1.
@@ -39,6 +41,7 @@ class BatchSampler:
 
     Raises:
         ValueError: there are no windows, or ``batch_size`` is not positive.
+        UsageError: several processes cannot share it evenly.
     """
 
     def __init__(self, windows: NDArray[np.int64], batch_size: int, seed: int) -> None:
@@ -47,10 +50,11 @@ class BatchSampler:
         self._windows = windows
         self._batch_size = batch_size
         self._seed = seed
+        self._part = distributed.part(batch_size)
         self._cached: tuple[int, NDArray[np.int64]] = (-1, windows)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The (B,) int64 entries of ``windows`` that batch ``step`` (from 0) consists of."""
+        """The (B,) int64 entries of ``windows`` that batch ``step`` (from 0), or our share of it, consists of."""
         position, end = step * self._batch_size, (step + 1) * self._batch_size
         parts = []
         while position < end:
@@ -58,7 +62,8 @@ class BatchSampler:
             part = self._order(epoch)[offset : offset + end - position]
             parts.append(part)
             position += len(part)
-        return np.concatenate(parts)
+        batch: NDArray[np.int64] = np.concatenate(parts)[self._part]
+        return batch
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         # Read and replaced as one object, so that two threads may share a sampler.

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lapo_cli.core import distributed
+
 
 def normalize(frames: Tensor, size: int) -> Tensor:
     """uint8 frames to the networks' range, x = frame / 255 - 0.5 (paper, appendix A), at ``size`` pixels per side.
@@ -48,7 +50,10 @@ def shifted(frames: Tensor, most: int, seed: int, step: int) -> Tensor:
     if most == 0:
         return frames
     batch, _, height, width, _ = frames.shape
-    offsets = torch.from_numpy(np.random.default_rng([seed, step]).integers(-most, most + 1, (2, batch, 1)))
+    # Drawn for the whole batch, of which this may be the share of one of several processes.
+    whole = batch * distributed.world_size()
+    drawn = np.random.default_rng([seed, step]).integers(-most, most + 1, (2, whole, 1))
+    offsets = torch.from_numpy(drawn[:, distributed.part(whole)])
     rows = (torch.arange(height) + offsets[0]).clamp(0, height - 1).to(frames.device)
     columns = (torch.arange(width) + offsets[1]).clamp(0, width - 1).to(frames.device)
     window = torch.arange(batch, device=frames.device)

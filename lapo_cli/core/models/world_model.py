@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lapo_cli.core.models.batch_norm import BatchNorm2d
 from lapo_cli.core.models.frames import stack_frames
 from lapo_cli.core.models.impala import ResidualBlock
 
@@ -41,7 +42,7 @@ class DownBlock(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self.norm = nn.BatchNorm2d(conv.out_channels)
+        self.norm = BatchNorm2d(conv.out_channels)
         self.residual = ResidualBlock(conv.out_channels, conv.out_channels // 2)
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class UpBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = BatchNorm2d(out_channels)
         self.residual = ResidualBlock(out_channels, out_channels // 2)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
@@ -51,7 +52,9 @@ def joint_loss(
 
 
 def change_weights(frames: Tensor, change_weight: float) -> Tensor:
-    """Weights (B, 1, size, size) of mean 1 that are ``1 + change_weight`` times higher around what changes.
+    """Weights (B, 1, size, size) that are ``1 + change_weight`` times higher around what changes.
+
+    Their mean is 1 over the whole batch, also where several processes have a share of it each.
 
     Around: within size / 8 pixels, so that something predicted beside where it went costs as much as its absence where
     it is, and only the latent action determines which.
@@ -60,7 +63,7 @@ def change_weights(frames: Tensor, change_weight: float) -> Tensor:
     reach = frames.shape[-1] // 8
     near = F.max_pool2d(changed.to(frames.dtype), 2 * reach + 1, stride=1, padding=reach)
     weights = 1 + change_weight * near
-    return weights / weights.mean()
+    return weights / distributed.mean(weights.mean())
 
 
 def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
@@ -92,13 +95,14 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         loss, metrics = joint_loss(idm, world_model, frames, compute, config.change_weight)
         optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, config.grad_norm)
         optimizer.step()
         loop.record(metrics)
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             latest = evaluate(idm, world_model)
             loop.log(step, latest)
-    stage.save_weights({"idm": idm, "world_model": world_model}, header(ctx, stage))
+    distributed.on_main(lambda: stage.save_weights({"idm": idm, "world_model": world_model}, header(ctx, stage)))
     return {"steps": config.steps, **(latest or evaluate(idm, world_model)), **untrained}
 
 
@@ -183,6 +187,7 @@ _STAGE = STAGES.register(
         sections=("data", "model", "stage1"),
         reads=("train", "test"),
         order=10,
+        parallel=True,
     )
 )
 STAGES.register(without_quantizer(_STAGE))

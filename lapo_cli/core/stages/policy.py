@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lapo_cli.core import distributed
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.models.frames import normalize, shifted
 from lapo_cli.core.run_dir import StageDir
@@ -79,6 +80,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         loss = policy.target.loss(predict(frames), z)
         optimizer.zero_grad()
         loss.backward()
+        distributed.average_gradients(policy.parameters())
         optimizer.step()
         loop.record({"losses/imitation": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
@@ -86,7 +88,8 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
             loop.log(step, latest)
     # The latent actions are those of stage 1's networks, whatever the current configuration is.
     networks = {**header(ctx, stage)["model"], "quantizer": idm_about(ctx)["model"]["quantizer"]}
-    stage.save_weights({"policy": policy}, header(ctx, stage, model=networks, target=config.target.model_dump()))
+    about = header(ctx, stage, model=networks, target=config.target.model_dump())
+    distributed.on_main(lambda: stage.save_weights({"policy": policy}, about))
     return {"steps": config.steps, **(latest or evaluate())}
 
 
@@ -100,6 +103,7 @@ _STAGE = STAGES.register(
         requires=(IDM,),
         reads=("train", "test"),
         order=20,
+        parallel=True,
     )
 )
 STAGES.register(without_quantizer(_STAGE))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lapo_cli.core import distributed
 from lapo_cli.core.data.arrays import load_array
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video
@@ -106,8 +107,7 @@ def latent_labels(
     folder = ctx.data_dir / ctx.game / "latents"
     key = fingerprint([idm_fingerprint, video.fingerprint, len(windows), int(windows[-1]), ctx.compute.bf16])
     file = folder / f"{key}.npy"
-    if not file.exists():
-        _write(ctx, idm, video, windows, file)
+    distributed.on_main(lambda: None if file.exists() else _write(ctx, idm, video, windows, file))
     try:
         labels: NDArray[np.float16] = load_array(file, mapped=True)
         if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):

@@ -11,12 +11,13 @@ A stage brings its modules and optimizer and one line of a ``for``::
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lapo_cli.core import distributed
 from lapo_cli.core.errors import CorruptDataError, TrainingDivergedError
 from lapo_cli.core.interrupts import interruptible
 from lapo_cli.core.run_dir import STATE, StageDir
@@ -38,7 +39,8 @@ class TrainingLoop:
     """Iterates over the updates that are still to do.
 
     A run that is killed and resumed makes the updates that an unbroken one makes: the checkpoint holds all state and
-    the random number generators, and everything else is a function of the step.
+    the random number generators, and everything else is a function of the step. Several processes that train one model
+    stop, checkpoint and fail together, and the main one writes.
 
     Args:
         stage: folder of checkpoints and metrics.
@@ -76,9 +78,13 @@ class TrainingLoop:
         checkpoint = stage.load_state()
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.metrics = MetricsLog(stage.path, ctx, resume_at=self.start * scale)
+        self._metrics: MetricsLog | None = None
+        distributed.on_main(self._open_metrics)
         self._pending: list[Mapping[str, Tensor]] = []
         self._shown: dict[str, float] = dict.fromkeys(show, math.nan)
+
+    def _open_metrics(self) -> None:
+        self._metrics = MetricsLog(self._stage.path, self._ctx, resume_at=self.start * self._scale)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
@@ -104,7 +110,7 @@ class TrainingLoop:
         if self._ctx.compute.is_cuda:
             rng["cuda"] = torch.cuda.get_rng_state(self._ctx.compute.device)
         state = {name: item.state_dict() for name, item in self._state.items()}
-        self._stage.save_state({"step": step, "rng": rng, **state})
+        distributed.on_main(lambda: self._stage.save_state({"step": step, "rng": rng, **state}))
         self._checkpointed = step
 
     def record(self, values: Mapping[str, Tensor]) -> None:
@@ -113,27 +119,32 @@ class TrainingLoop:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of update ``step``, and show them beside the bar."""
-        self.metrics.write((step + 1) * self._scale, values)
+        distributed.on_main(lambda: self._write((step + 1) * self._scale, values))
         self._shown.update({name: value for name, value in values.items() if name in self._shown})
+
+    def _write(self, count: int, values: Mapping[str, float]) -> None:
+        assert self._metrics is not None
+        self._metrics.write(count, values)
 
     def __iter__(self) -> Iterator[int]:
         done = self.start * self._scale
         saved = time.monotonic()
         with (
-            closing(self.metrics),
+            nullcontext() if self._metrics is None else closing(self._metrics),
             interruptible() as interrupted,
             self._ctx.progress.task(self._title, self.total * self._scale, self._unit, done) as task,
         ):
             for step in range(self.start, self.total):
                 yield step
-                due = time.monotonic() - saved > self._ctx.config.checkpoint_seconds
-                if due or interrupted.is_set() or (step + 1) % self._read_every == 0 or step + 1 == self.total:
+                late = time.monotonic() - saved > self._ctx.config.checkpoint_seconds
+                due, stop = distributed.any_of(late, interrupted.is_set())
+                if due or stop or (step + 1) % self._read_every == 0 or step + 1 == self.total:
                     self._read(step)
                     task.update((step + 1) * self._scale, **{k: v for k, v in self._shown.items() if v == v})
-                if due or interrupted.is_set() or step + 1 == self.total:
+                if due or stop or step + 1 == self.total:
                     self._checkpoint(step + 1)
                     saved = time.monotonic()
-                if interrupted.is_set():
+                if stop:
                     raise KeyboardInterrupt
 
     def _read(self, step: int) -> None:
@@ -143,7 +154,7 @@ class TrainingLoop:
         first = step + 1 - len(self._pending)
         means = {}
         for name in self._pending[0]:
-            values = torch.stack([values[name].float() for values in self._pending]).cpu()
+            values = distributed.mean(torch.stack([values[name].float() for values in self._pending])).cpu()
             bad = (~values.isfinite()).nonzero()
             if len(bad):
                 at = int(bad[0, 0])

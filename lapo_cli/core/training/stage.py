@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import PLUGIN_SECTIONS, Config, Section, section_of
 from lapo_cli.core.data.store import SPLITS, Split
@@ -78,6 +79,7 @@ class Stage:
         config: the class of a section ``plugins.<name>`` of its own; for stages that plugins add.
         configure: the configuration that it works with, from the run's.
         variant: of the context that it works in, see :class:`Context`.
+        parallel: whether several processes can train its model together, see :mod:`lapo_cli.core.distributed`.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Stage:
     config: type[Section] | None = None
     configure: Callable[[Config], Config] = lambda config: config
     variant: str = ""
+    parallel: bool = False
 
     def command_for(self, ctx: Context) -> str:
         """The command line that runs it on this game and seed."""
@@ -181,19 +184,26 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
         MissingInputError: an earlier stage is not finished, or data is not there.
     """
     folder = ctx.seed_dir.stage(stage.name)
+    precision, begun = distributed.on_main(lambda: _begin(ctx, stage, folder))
+    if begun:
+        ctx = ctx.with_precision(precision)
+        torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
+        results = stage.run(replace(ctx, config=stage.configure(ctx.config), variant=stage.variant), folder)
+        distributed.on_main(lambda: folder.finish(results))
+    results = folder.require_done("this command")["results"]
+    return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped=not begun)
+
+
+def _begin(ctx: Context, stage: Stage, folder: StageDir) -> tuple[str, bool]:
+    """The precision to work in, and whether there is anything to do."""
     key = stage_key(ctx, stage)
     if ctx.config.precision == "auto" and not ctx.fresh:
-        begun = folder.try_read_config()
-        same = {**key, "precision": begun.get("precision")}
-        if begun.get("key") == fingerprint(same):
-            ctx, key = ctx.with_precision(same["precision"]), same
-    skipped = not folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
-    if not skipped:
-        torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
-        working = replace(ctx, config=stage.configure(ctx.config), variant=stage.variant)
-        folder.finish(stage.run(working, folder))
-    results = folder.require_done("this command")["results"]
-    return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped)
+        earlier = folder.try_read_config()
+        same = {**key, "precision": earlier.get("precision")}
+        if earlier.get("key") == fingerprint(same):
+            key = same
+    begun = folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
+    return key["precision"], begun
 
 
 def require_stage(ctx: Context, name: str) -> StageDir:

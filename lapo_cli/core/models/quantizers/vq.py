@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from lapo_cli.core import distributed
 from lapo_cli.core.config import QUANTIZERS, QuantizerConfig
 from lapo_cli.core.models.quantizers.base import Quantized, Quantizer
 
@@ -15,7 +16,8 @@ class VectorQuantizer(Quantizer):
     """Nearest-neighbour quantization with several codebooks, learnt by exponential moving average.
 
     A latent action of ``codebooks * dim * positions`` numbers is read as that three-dimensional array. In training
-    mode every forward pass also moves the codebooks; in evaluation mode nothing changes. Computed in float32.
+    mode every forward pass also moves the codebooks; in evaluation mode nothing changes. Computed in float32. Codebooks
+    follow the latents of the whole batch, also where several processes have a share of it each.
 
     Args:
         codebooks: number of codebooks (2).
@@ -71,9 +73,10 @@ class VectorQuantizer(Quantizer):
         )
         codes = distance.argmin(2)
         quantized = self.embedding.gather(1, codes.unsqueeze(2).expand(-1, -1, self.shape[1]))
-        usage = F.one_hot(codes, self.embedding.shape[1]).to(flat.dtype)
+        everyone, chosen = (_of_all(flat), _of_all(codes)) if self.training else (flat, codes)
+        usage = F.one_hot(chosen, self.embedding.shape[1]).to(flat.dtype)
         if self.training:
-            self._move_codebooks(flat, usage)
+            self._move_codebooks(everyone, usage)
         loss = self.commitment * F.mse_loss(x, quantized)
         mean_usage = usage.mean(1)
         perplexity = torch.exp(-(mean_usage * (mean_usage + 1e-10).log()).sum(1)).sum()
@@ -113,6 +116,11 @@ class VectorQuantizer(Quantizer):
         self.ema_count.copy_(torch.where(dead, even, self.ema_count))
         self.embedding.copy_(torch.where(dead.unsqueeze(2), fresh, self.embedding))
         self.ema_sum.copy_(torch.where(dead.unsqueeze(2), fresh * even.unsqueeze(2), self.ema_sum))
+
+
+def _of_all(x: Tensor) -> Tensor:
+    """(codebooks, N, ...) of this process -> (codebooks, world size * N, ...) of all."""
+    return x if distributed.world_size() == 1 else distributed.gather(x).transpose(0, 1).flatten(1, 2)
 
 
 class VQConfig(QuantizerConfig):
