@@ -219,6 +219,7 @@ def _weights(path: Path, stage: str) -> dict[str, Tensor]:
     return safetensors.torch.load_file(path / "maze" / "seed-0" / stage / "model.safetensors")
 
 
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
 def test_a_model_trained_by_two_is_that_of_one_and_resumes_with_either_number(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_model_trained_by_two_is_that_of_one_and_resumes_with_either_number(
     assert _curve(moved, "idm", "losses/total") == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
 def test_torchrun_trains_stage_2_as_one_process_does(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
