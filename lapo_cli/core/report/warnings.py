@@ -130,7 +130,7 @@ def _latent_actions(where: str, idm: StageRun) -> Iterator[Notice]:
         yield Notice(
             where,
             f"The probe reads the true action off the latent action with accuracy {accuracy:.2f}, and off that of an "
-            f"untrained network with {untrained:.2f}: the latent actions carry nothing that training put there.",
+            f"untrained network with {untrained:.2f}: what tells actions apart was there before training.",
             "Train stage 1 for longer (stage1.steps), or weight what changes (stage1.change_weight).",
         )
     model, copying = results.get("val/world_model_changed"), results.get("val/copy_last_frame_changed")
