@@ -74,7 +74,7 @@ def test_train_idm(lapo: Lapo, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert seed_dirs == [SeedDir(Path("runs/maze-quick/maze/seed-3"), "maze", 3)]
     assert made.config == load_config("quick", overrides=["stage1.steps=20"])
     assert options == pipeline.Options(data_dir=home / "data", fresh=True)
-    assert not made.saved  # The stage writes run.yaml once it is clear that it can begin.
+    assert made.pending == "create"  # The stage writes run.yaml once it is clear that it can begin.
     assert "| maze | 0    | idm   | steps             | 20 " in said.stdout
     assert "| test accuracy, 16 | 0.5 " in said.stdout
     assert "curve" not in said.stdout
@@ -168,7 +168,7 @@ def test_another_configuration_needs_reconfigure_and_not_fresh(
     core = _stand_in(monkeypatch, "run_stage", [_result()])
     words = ("train-idm", "maze", "--run-dir", "run", "--preset", "quick")
     assert lapo(*words).exit_code == 0
-    assert core.calls[-1][0].saved
+    assert core.calls[-1][0].pending is None
     before = (run.path / "run.yaml").read_bytes()
     for fresh in ((), ("--fresh",)):
         said = lapo(*words, *fresh, "--set", "stage1.lr=2e-3")
@@ -179,7 +179,7 @@ def test_another_configuration_needs_reconfigure_and_not_fresh(
     said = lapo(*words, "--reconfigure", "--set", "stage1.lr=2e-3")
     assert said.exit_code == 0, said.stderr
     assert core.calls[-1][0].config.stage1.lr == 2e-3
-    assert not core.calls[-1][0].saved
+    assert core.calls[-1][0].pending == "replace"
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_train_expert_makes_a_run_of_its_own(lapo: Lapo, home: Path, monkeypatch
     assert (run.path, stage) == (Path("runs/maze-expert-quick"), "expert")
     assert seed_dirs == [SeedDir(Path("runs/maze-expert-quick/maze/seed-3"), "maze", 3)]
     assert run.config.expert.steps == 5000
-    assert not run.saved
+    assert run.pending == "create"
 
 
 def test_record_hands_over_every_policy_with_its_noise(lapo: Lapo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,12 +269,16 @@ def test_a_cluster_runs_requeues_and_reports_every_job(tmp_path: Path, cluster: 
 
 
 def test_interrupted_it_cancels_all_and_each_writes_its_checkpoint(tmp_path: Path, cluster: Path) -> None:
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background ignores it.
     at = [tmp_path / str(n) for n in range(3)]
     lines = [f"{_CHECKPOINTING.format(path)} touch {path}; while :; do sleep 0.05; done" for path in at]
     jobs = [_Shell(path.name, line, tmp_path) for path, line in zip(at, lines, strict=True)]
     threading.Thread(target=lambda: (_wait_for(at[1]), _wait_for(at[0]), os.kill(os.getpid(), signal.SIGINT))).start()
-    with pytest.raises(KeyboardInterrupt):
-        list(_SLURM.run(jobs, slots=2, device="cpu", progress=Silent(), settings=_settings()))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(_SLURM.run(jobs, slots=2, device="cpu", progress=Silent(), settings=_settings()))
+    finally:
+        signal.signal(signal.SIGINT, earlier)
     assert [path.with_suffix(".saved").exists() for path in at] == [True, True, False]
     assert subprocess.run(["squeue", "-h"], capture_output=True, check=True).stdout == b""
 
