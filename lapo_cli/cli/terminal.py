@@ -19,8 +19,8 @@ from typer.exceptions import TyperException
 
 from lapo_cli.cli.options import Output
 from lapo_cli.cli.render import progress_on
-from lapo_cli.core.errors import DiskFullError, LapoError, OutputError, UsageError, describe, one_line
-from lapo_cli.core.files import is_disk_full
+from lapo_cli.core.errors import LapoError, OutputError, UsageError, describe, one_line
+from lapo_cli.core.files import as_lapo_error
 from lapo_cli.core.interrupts import INTERRUPTED, interrupting, raise_awaiting
 
 
@@ -143,7 +143,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted: what was finished is kept; the same command resumes.", INTERRUPTED
     if isinstance(error, OSError):
-        error = _as_lapo_error(error) or error
+        error = as_lapo_error(error) or error
     if isinstance(error, LapoError):
         return one_line(str(error)), error.exit_code
     if isinstance(error, TyperException):
@@ -152,17 +152,6 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return one_line(error.format_message()).rstrip(".") + "." + advice, error.exit_code
     advice = "--debug shows the traceback, and 'lapo info' what to add to a bug report."
     return f"{describe(error)}. {advice}", 1
-
-
-def _as_lapo_error(error: OSError) -> LapoError | None:
-    """The same as a sentence for the user, where the error is specific enough."""
-    path = Path(str(error.filename)) if error.filename is not None else None
-    if is_disk_full(error):
-        where = "A disk" if path is None else f"The disk that holds {path.parent}"
-        return DiskFullError(f"{where} is full: free some space there, then run the same command again.")
-    if path is None:
-        return None
-    return LapoError(f"{path} cannot be used ({error.strerror}): check the path and its permissions.")
 
 
 class _Unfailing:

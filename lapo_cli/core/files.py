@@ -78,6 +78,17 @@ def disk_full_as_error(folder: Path) -> Iterator[None]:
         raise
 
 
+def as_lapo_error(error: OSError) -> LapoError | None:
+    """The same as a sentence for the user, where the error is specific enough."""
+    path = Path(str(error.filename)) if error.filename is not None else None
+    if is_disk_full(error):
+        where = "A disk" if path is None else f"The disk that holds {path.parent}"
+        return DiskFullError(f"{where} is full: free some space there, then run the same command again.")
+    if path is None:
+        return None
+    return LapoError(f"{path} cannot be used ({error.strerror}): check the path and its permissions.")
+
+
 def require_free_space(folder: Path, bytes_needed: int, what: str) -> None:
     """Refuse early what cannot fit.
 

@@ -15,7 +15,6 @@ from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.checkpoints import build_idm, build_world_model
 
 _BYTES_PER_PARAMETER = 16  # float32: itself, gradient, two moments
-_FRAME_BYTES = 64 * 64 * 3
 _PROCESS_BYTES = 500_000_000  # Python, PyTorch and batches on the way; as much again for CUDA's context
 _MARGIN = 1.25  # for what is alive for a moment only: measured peaks on a CPU were 1.1 times what is kept
 _SAMPLES = 2
@@ -29,9 +28,10 @@ def needs(config: Config, *, stores: int) -> Needs:
     """
     parameters, kept = _sizes(config.model)
     training = parameters * _BYTES_PER_PARAMETER + int(_MARGIN * kept * config.stage1.batch_size)
+    frame = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
     return Needs(
-        disk=stores * config.data.max_frames * _FRAME_BYTES + latents + 3 * 4 * parameters,
+        disk=stores * config.data.max_frames * frame + latents + 3 * 4 * parameters,
         memory=_PROCESS_BYTES + training,
         gpu_memory=_PROCESS_BYTES + training,
     )

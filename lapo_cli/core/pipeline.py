@@ -255,7 +255,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         _start_over([run.seed_dir(game, seed) for game in games for seed in seeds], included)
         options = replace(options, fresh=False)  # Or a job that an engine starts again would start over again.
     chains = _chains(run, games, seeds, options)
-    failures = _launch(chains, options, progress)
+    failures = _launch(chains, launcher, settings, options, progress)
     failed = {(failure.game, failure.seed) for failure in failures}
     done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
     finished = [_context(run, run.seed_dir(*names), options, progress) for names in done]
@@ -398,6 +398,8 @@ class Chain:
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
     """Note what stopped one game and seed; whatever it was, the others continue."""
+    if isinstance(error, OSError):
+        error = files.as_lapo_error(error) or error
     message = one_line(str(error))
     if not isinstance(error, LapoError):
         message = f"{describe(error)}. The stage alone, with --debug, shows the traceback."
@@ -422,9 +424,10 @@ def preview(run: RunDir, games: list[str], seeds: list[int], options: Options) -
     return launcher.preview(chains, slots=options.jobs, device=options.device, settings=settings)
 
 
-def _launch(chains: list[Chain], options: Options, progress: Progress) -> list[Failure]:
+def _launch(
+    chains: list[Chain], launcher: Launcher, settings: Section, options: Options, progress: Progress
+) -> list[Failure]:
     """Run all chains; those that failed, in their order."""
-    launcher, settings = _launcher(options)
     failures: dict[str, Failure] = {}
     with progress.task("games and seeds", len(chains), "run") as task:
         outcomes = launcher.run(chains, slots=options.jobs, device=options.device, progress=progress, settings=settings)

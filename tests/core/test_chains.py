@@ -112,6 +112,15 @@ def test_a_chain_on_scratch_copies_the_frames_once_and_ends_the_same(
     assert (copy / "frames.u8").exists()
 
 
+def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path, board: Path, tiny: Callable[..., Config]) -> None:
+    (tmp_path / "file").touch()
+    options = Options("cpu", board, scratch=tmp_path / "file" / "scratch")
+    summary = run_all(RunDir.create(tmp_path / "run", tiny(*_BOARD), "paper"), ["board"], [0], options, Silent())
+    (failure,) = summary.failures
+    assert "cannot be used" in failure.message
+    assert "check the path and its permissions" in failure.message
+
+
 class _Said(Silent):
     """Progress that keeps its sentences."""
 
