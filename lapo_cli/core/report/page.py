@@ -126,7 +126,10 @@ def render(runs: Sequence[RunResults]) -> str:
     environment.filters["unbroken"] = _unbroken
     games = list(dict.fromkeys(game for run in runs for game in run.games))
     views = [_game(runs, game, min(_MOST_GAME_BYTES, _FILM_BYTES // max(1, len(games)))) for game in games]
-    found = tables.together([row for run in runs for row in tables.statistics_rows(run)]) if len(games) > 1 else []
+    # Means over different games cannot be compared.
+    shared = [game for game in games if all(run.of(game) for run in runs)]
+    rows = [row for run in runs for row in tables.statistics_rows(run, shared)] if len(shared) > 1 else []
+    found = tables.together(rows)
     newest = max((run.newest for run in runs if run.newest is not None), default=None)
     return environment.get_template("page.html.j2").render(
         title="Comparison of runs" if len(runs) > 1 else f"{runs[0].name}: what was learnt",
@@ -136,7 +139,8 @@ def render(runs: Sequence[RunResults]) -> str:
         warnings=[_named(run, runs, warning) for run in runs for warning in warnings_of(run)],
         games=views,
         open_games=_OPEN_GAMES,
-        overall=_overall(runs, views, found),
+        overall=_overall(runs, views, shared, found),
+        over=_over(shared, games),
         statistics=found,
         statistic_names=list(tables.STATISTICS),
         stages=[row for run in runs for row in tables.stage_rows(run)],
@@ -165,8 +169,15 @@ def _resource(name: str) -> Markup:
     return Markup(resources.files("lapo_cli.core.report").joinpath("template", name).read_text())
 
 
-def _overall(runs: Sequence[RunResults], games: Sequence[GameView], found: Sequence[StatisticsRow]) -> list[Panel]:
-    """Figures over all games."""
+def _over(shared: Sequence[str], games: Sequence[str]) -> str:
+    """What means are over, in words."""
+    return "all games" if len(shared) == len(games) else f"the {len(shared)} games that all runs have"
+
+
+def _overall(
+    runs: Sequence[RunResults], games: Sequence[GameView], shared: Sequence[str], found: Sequence[StatisticsRow]
+) -> list[Panel]:
+    """Figures over the games that all runs share."""
     several = len(runs) > 1
     shown = []
     if found:
@@ -177,7 +188,7 @@ def _overall(runs: Sequence[RunResults], games: Sequence[GameView], found: Seque
         )
         shown.append(
             Panel(
-                "Normalized return over all games",
+                f"Normalized return over {_over(shared, [view.name for view in games])}",
                 alt,
                 "Stratified bootstrap: games are fixed, training seeds and episodes are drawn anew.",
                 lambda axes: intervals.draw(axes, estimates, names),
@@ -187,10 +198,10 @@ def _overall(runs: Sequence[RunResults], games: Sequence[GameView], found: Seque
     profiles = {
         f"{run.name}: {title_of(key)}" if several else title_of(key): returns
         for run in runs
-        for key, (stage, returns) in tables.scores_of(run).items()
+        for key, (stage, returns) in tables.scores_of(run, shared).items()
         if stage and sum(map(len, returns.values())) >= _FEWEST_RUNS
     }
-    if profiles and len(games) > 1:
+    if profiles and len(shared) > 1:
         shown.append(
             Panel(
                 "Performance profile",

@@ -82,9 +82,9 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
     return rows
 
 
-def scores_of(run: RunResults) -> dict[Key, tuple[str, Returns]]:
-    """Stage and normalized returns of every policy that was trained on all of a run's games."""
-    games = [game for game in run.games if run.of(game)[0].normalize(0.0) is not None]
+def scores_of(run: RunResults, games: Sequence[str]) -> dict[Key, tuple[str, Returns]]:
+    """Stage and normalized returns of every policy that was trained on all of these games."""
+    games = [game for game in games if run.of(game)[0].normalize(0.0) is not None]
     found: dict[Key, dict[str, list[NDArray[np.float64]]]] = {}
     stages: dict[Key, str] = {}
     for game in games:
@@ -129,9 +129,9 @@ def together(rows: Sequence[_Row]) -> list[_Row]:
     return sorted(rows, key=lambda row: titles.index(row.title))
 
 
-def statistics_rows(run: RunResults) -> list[StatisticsRow]:
-    """A row for every policy that was trained on all games."""
-    of_run = scores_of(run)
+def statistics_rows(run: RunResults, games: Sequence[str]) -> list[StatisticsRow]:
+    """A row for every policy that was trained on all of these games, which the run has."""
+    of_run = scores_of(run, games)
     scratch = next((returns for stage, returns in of_run.values() if stage == _SCRATCH), None)
     rows = []
     for key, (stage, returns) in of_run.items():

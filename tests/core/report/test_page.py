@@ -126,6 +126,14 @@ def test_runs_are_compared_in_one_page(tmp_path: Path) -> None:
     assert not (other.path / page.COMPARISON).exists()
 
 
+def test_means_of_several_runs_are_over_the_games_that_all_of_them_have(tmp_path: Path) -> None:
+    wide = write_run(tmp_path / "wide", ["maze", "coinrun", "heist"])
+    narrow = write_run(tmp_path / "narrow", ["coinrun", "maze"])
+    assert "Normalized return over the 2 games that all runs have" in _page(wide, narrow).text
+    single = write_run(tmp_path / "single", ["maze"])
+    assert "Normalized return over" not in _page(wide, single).text
+
+
 def test_a_warning_says_of_which_of_several_runs_it_is(tmp_path: Path) -> None:
     one, other = write_run(tmp_path / "one"), write_run(tmp_path / "other", unfinished=["online"])
     assert "other, maze, seed 0: Not finished: LAPO fine-tuned online." in _said(_page(one, other).text)
