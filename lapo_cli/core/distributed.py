@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -91,6 +91,19 @@ def processes() -> Iterator[None]:
     dist.destroy_process_group()
     if not main:
         raise SystemExit
+
+
+def leave(end: SystemExit) -> None:
+    """End this process at once, as ``end`` says, if it is one of several.
+
+    Gloo may leave a thread behind that aborts the process while the interpreter ends, after all work was done.
+    """
+    if not is_started():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(end.code if isinstance(end.code, int) else end.code is not None)
 
 
 def local_device() -> str:
@@ -216,7 +229,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # It logs every exit code.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
-        1, 1, devices, run_id="lapo", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+        1, 1, devices, run_id="lapo", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0
     )
     try:
         launch_agent(config, sys.executable, ["-m", "lapo_cli", *words])

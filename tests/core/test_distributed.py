@@ -265,7 +265,9 @@ def test_torchrun_trains_stage_2_as_one_process_does(
     _alone(tiny, one, data_dir, "idm")
     shutil.copytree(one, two)
     _alone(tiny, one, data_dir, "policy")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    # As --standalone, on a machine whose name leads nowhere too.
+    local = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1")
+    torchrun = ("-m", "torch.distributed.run", *local, "--nproc-per-node", "2")
     process = _start(data_dir, "train-policy", two, program=torchrun)
     document, _ = _finish(process)
     assert [stage["stage"] for stage in document["stages"]] == ["policy"]
