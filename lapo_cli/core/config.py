@@ -140,7 +140,7 @@ class ScheduledConfig(Section):
     warmup: int
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of the optimizer.")
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="The paper's, or Muon for convolutions and AdamW for everything else."
+        default="adamw", description="The paper's, or Muon for hidden convolutions and AdamW for the rest."
     )
 
     def learning_rate(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""The optimizers of stages 1 and 2 and of clones: AdamW, and Muon beside it for the kernels of convolutions."""
+"""The optimizers of stages 1 and 2 and of clones: AdamW, and Muon beside it for the kernels of hidden convolutions."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +10,7 @@ from lapo_cli.core.config import ScheduledConfig
 
 _KERNEL_RATE = 20.0
 _MOMENTUM = 0.95
+_HIDDEN_CHANNELS = 16
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -20,20 +21,22 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: ScheduledConfig)
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but the kernels of convolutions are moved by orthogonalized momentum (Muon).
+    """AdamW, but the kernels of hidden convolutions are moved by orthogonalized momentum (Muon).
 
     K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon: a kernel (out, in, h, w) is taken as a matrix
     (out, in x h x w); its update is the Nesterov momentum with all singular values made about 1. Kernels' learning rate
     is 20 times that of the other parameters: the usual 0.02 where AdamW has 1e-3.
 
     Args:
-        parameters: kernels are those of four dimensions.
+        parameters: kernels are those of four dimensions with 16 input channels or more; what has fewer sees the image
+            itself and is left to AdamW, as is usual with Muon.
         lr: of the other parameters.
         options: of AdamW.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, **options: Any) -> None:
-        groups = [[p for p in parameters if p.ndim != 4], [p for p in parameters if p.ndim == 4]]
+        kernels = {id(p) for p in parameters if p.ndim == 4 and p.shape[1] >= _HIDDEN_CHANNELS}
+        groups = [[p for p in parameters if id(p) not in kernels], [p for p in parameters if id(p) in kernels]]
         super().__init__([{"params": group} for group in groups], lr, **options)
 
     @torch.no_grad()
