@@ -1,8 +1,11 @@
 """Clips of one's own: videos, folders of images and npz files of frames; see :mod:`lapo_cli.core.data.clips`.
 
 Importing has two steps. Each clip is first decoded into a file of small frames in the scratch folder, two or more clips
-side by side: what an interruption leaves of a decoded clip is used again. Then clips are divided between the splits,
-whole, and their frames are copied into the stores.
+side by side. Then clips are divided between the splits, whole, and their frames are copied into the stores.
+
+An interrupted import uses decoded clips again, and starts over with those that were being decoded. To go on inside a
+clip it would have to restore, at a keyframe, what the decoder has concealed, the clock of ``fps``, the two frames that
+``scdet`` remembers and the notes so far, in files whose seeking is not always exact.
 """
 
 import hashlib
