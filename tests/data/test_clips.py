@@ -219,6 +219,7 @@ def test_a_truncated_clip_gives_the_frames_before_that(tmp_path: Path) -> None:
     assert 10 < len(frames) < 60
     assert _numbers(frames)[:-4] == list(range(len(frames) - 4))  # The last ones may lack what they were coded from.
     assert findings.decoded == len(frames)
+    assert any(note.startswith("announces 2.0 seconds and has ") for note in findings.notes)
 
 
 def test_damaged_frames_are_left_out(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ class VideoImporter(Importer):
             for note in result.record["notes"]:
                 progress.log(f"{clip.path} {note}.")
             if result.record["frames"] < _SHORTEST:
-                left_out.append(f"{clip.path} gives {result.record['frames']} frames, and a window needs 3.")
+                left_out.append(f"{clip.path} gives fewer than the three frames of a window.")
             else:
                 decoded.append(result)
         for sentence in left_out:
