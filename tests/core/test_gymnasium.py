@@ -184,7 +184,12 @@ def test_what_does_not_repeat_is_not_recorded(
 
 @pytest.mark.parametrize(
     ("word", "module", "extra"),
-    [(_toy("grey"), "gymnasium", "gymnasium"), (_MINIGRID, "minigrid", "minigrid"), (_ATARI, "ale_py", "atari")],
+    [
+        (_toy("grey"), "gymnasium", "gymnasium"),
+        (_MINIGRID, "gymnasium", "minigrid"),
+        (_MINIGRID, "minigrid", "minigrid"),
+        (_ATARI, "ale_py", "atari"),
+    ],
 )
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, word: str, module: str, extra: str) -> None:
     monkeypatch.setattr(ENVIRONMENTS, "_members", {})

@@ -300,6 +300,13 @@ def _floats(folder: Path) -> Path:
     return folder / "a.npz"
 
 
+def _huge_video(folder: Path) -> Path:
+    """Of frames whose size is nowhere but in them."""
+    side = 5800
+    frame = np.broadcast_to(np.uint8(0), (1, side, side, 3))
+    return write_video(folder / "a.mkv", frame, codec="mjpeg", pixels="yuvj420p")
+
+
 def _cut_npz(folder: Path) -> Path:
     np.savez(folder / "a.npz", frames=numbered(3))
     (folder / "a.npz").write_bytes((folder / "a.npz").read_bytes()[:20_000])
@@ -310,6 +317,7 @@ def _cut_npz(folder: Path) -> Path:
     ("make", "sentence"),
     [
         (_huge_png, "0.png cannot be decoded: it is damaged or has more than 33,554,432 pixels"),
+        (_huge_video, "a.mkv cannot be decoded .*as of frames with more than 33,554,432 pixels"),
         (_sound, "has no video stream"),
         (_unknown_codec, "is in a format that PyAV has no decoder for"),
         (_playlist, "cannot be decoded"),

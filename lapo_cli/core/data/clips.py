@@ -258,6 +258,8 @@ def _readable(clip: Clip, findings: Findings) -> Iterator[None]:
     except (error_of.FFmpegError, OSError) as error:
         if findings.decoded == 0:
             why = one_line(str(getattr(error, "strerror", None) or error), 120)
+            if isinstance(error, error_of.ArgumentError):  # What some decoders say before the size is known.
+                why += f", as of frames with more than {MOST_PIXELS:,} pixels"
             raise CorruptDataError(f"{clip.path} cannot be decoded ({why}): convert it, or get it again.") from error
         findings.note(f"breaks off after {findings.decoded:,} frames")
 

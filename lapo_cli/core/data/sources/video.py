@@ -212,7 +212,7 @@ class VideoImporter(Importer):
         clips, others = self.found
         if others:
             some = ", ".join(path.name for path in others[:3])
-            progress.log(f"{len(others):,} files are no clips and are left out: {shortened(some)}.")
+            progress.log(f"Left out, since they are no clips: {len(others):,} of the files, {shortened(some)}.")
         decoded: list[DecodedClip] = []
         left_out: list[str] = []
         for clip, result in zip(clips, self._decode(clips, progress), strict=True):
