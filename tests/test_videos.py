@@ -72,7 +72,7 @@ def done(home: Path, lapo: Lapo) -> list[str]:
 
 def test_the_commands_of_the_readme_do_what_it_says(done: list[str]) -> None:
     without, with_actions = done[:3], done[3:]
-    assert "| robot | train |" in without[0]
+    assert re.search(r"\| robot \| train \| 60 +\| 737 kB \| - +\| - +\|", without[0])  # Its returns are not known.
     assert "offline was left out, since the train frames of robot have no true actions" in without[1]
     assert "scratch was left out, since there is no environment for robot to act in" in without[1]
     assert "latents.npz: latent actions of" in without[2]

@@ -1,10 +1,14 @@
 """Environments registered with Gymnasium, each with one property; ``gymnasium:tests.toy_gymnasium:Toy/NAME-v0``."""
 
+import itertools
+import random
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+
+_counted = itertools.count()
 
 
 class Toy(gymnasium.Env[Any, Any]):
@@ -41,10 +45,18 @@ class Toy(gymnasium.Env[Any, Any]):
         if self.fault == "crash" and self.age == 4:
             raise RuntimeError("the emulator died")
         self.level += int(action) + int(self.np_random.integers(3))
-        return self._look(), float(action), self.age == self.longest, self.age == 9, {}
+        reward = float(action)
+        if self.fault == "unrepeatable-reward":
+            reward = float(next(_counted))
+        if self.fault == "unrepeatable-end":
+            self.longest = random.SystemRandom().randint(6, 9)
+        if self.fault == "unrepeatable-frame" and self.age == 5:
+            self.level = next(_counted)
+        return self._look(), reward, self.age == self.longest, self.age == 9, {}
 
 
 _FAULTS = ("", "grey", "large", "small", "vector", "dict", "continuous", "several", "crash", "unrepeatable")
+_FAULTS += ("unrepeatable-frame", "unrepeatable-reward", "unrepeatable-end")
 for _fault in _FAULTS:
     gymnasium.register(f"Toy/{_fault or 'Plain'}-v0", Toy, kwargs={"fault": _fault})
 gymnasium.register("Toy/chance-v0", Toy, nondeterministic=True)

@@ -45,7 +45,7 @@ def import_(
 ) -> None:
     """Import videos as a data set: every clip, and what follows a hard cut, becomes an episode.
 
-    An interrupted import resumes: clips that were decoded are kept.
+    An interrupted import resumes: clips that were decoded are kept; one that was being decoded starts over.
     """
     with terminal(output) as here:
         name = plain_name(name)

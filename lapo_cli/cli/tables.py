@@ -124,9 +124,8 @@ def stores_table(stores: "Sequence[Manifest]", *, plain: bool) -> Table:
     table = _table(["game", "split", "frames", "size", "episodes", "mean return"], plain=plain)
     for store in stores:
         size = human_bytes(store.num_bytes)
-        table.add_row(
-            store.game, store.split, f"{store.num_frames:,}", size, f"{store.num_episodes:,}", _mean_return(store)
-        )
+        episodes = f"{store.num_episodes:,}" if store.num_episodes else _NONE  # Counted where returns are known.
+        table.add_row(store.game, store.split, f"{store.num_frames:,}", size, episodes, _mean_return(store))
     return table
 
 

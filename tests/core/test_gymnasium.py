@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from lapo_cli.cli.main import app
+from lapo_cli.core.data.sources import replay
 from lapo_cli.core.data.store import open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv, parse_games
 from lapo_cli.core.errors import BrokenEnvironmentError, LapoError, UnknownNameError
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.recording.players import RandomPlayer
+from lapo_cli.core.recording.record import Member, record
 from lapo_cli.core.registry import PLAIN_NAME, member_of, plain_name
 from tests.core.tiny_config import TINY
 
@@ -149,8 +153,43 @@ def test_what_does_not_repeat_cannot_be_continued() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fault", "rehearsed", "sentence", "begun"),
+    [
+        ("unrepeatable", 48, "the frames of step 0 differ", False),
+        ("unrepeatable-frame", 48, "the frames of step 5 differ", False),
+        ("unrepeatable-reward", 48, "the rewards of step 1 differ", False),
+        ("unrepeatable-end", 48, "the episode starts of step [0-9]+ differ", False),
+        ("unrepeatable-frame", 3, "the frames of step 64 differ", True),
+        ("unrepeatable-reward", 1, "the rewards sum to .* instead of", True),
+    ],
+)
+def test_what_does_not_repeat_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, rehearsed: int, sentence: str, begun: bool
+) -> None:
+    titles: list[str] = []
+
+    class _Titles(Silent):
+        def task(self, title: str, *args: Any) -> Any:
+            titles.append(title)
+            return super().task(title, *args)
+
+    monkeypatch.setattr(replay, "_REHEARSED_STEPS", rehearsed)
+    spec = ENVIRONMENTS.get(_toy(fault))
+    random = [Member(RandomPlayer(spec), 0.0)]
+    with pytest.raises(BrokenEnvironmentError, match=rf"cannot be recorded, {sentence} .*played again from the same"):
+        record(spec.name, random, tmp_path / "a.npz", frames=600, num_envs=6, seed=0, progress=_Titles())
+    assert any(title.startswith("recording") for title in titles) == begun
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("word", "module", "extra"),
-    [(_toy("grey"), "gymnasium", "gymnasium"), (_MINIGRID, "minigrid", "minigrid"), (_ATARI, "ale_py", "atari")],
+    [
+        (_toy("grey"), "gymnasium", "gymnasium"),
+        (_MINIGRID, "gymnasium", "minigrid"),
+        (_MINIGRID, "minigrid", "minigrid"),
+        (_ATARI, "ale_py", "atari"),
+    ],
 )
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, word: str, module: str, extra: str) -> None:
     monkeypatch.setattr(ENVIRONMENTS, "_members", {})

@@ -219,6 +219,7 @@ def test_a_truncated_clip_gives_the_frames_before_that(tmp_path: Path) -> None:
     assert 10 < len(frames) < 60
     assert _numbers(frames)[:-4] == list(range(len(frames) - 4))  # The last ones may lack what they were coded from.
     assert findings.decoded == len(frames)
+    assert any(note.startswith("announces 2.0 seconds and has ") for note in findings.notes)
 
 
 def test_damaged_frames_are_left_out(tmp_path: Path) -> None:
@@ -299,6 +300,13 @@ def _floats(folder: Path) -> Path:
     return folder / "a.npz"
 
 
+def _huge_video(folder: Path) -> Path:
+    """Of frames whose size is nowhere but in them."""
+    side = 5800
+    frame = np.broadcast_to(np.uint8(0), (1, side, side, 3))
+    return write_video(folder / "a.mkv", frame, codec="mjpeg", pixels="yuvj420p")
+
+
 def _cut_npz(folder: Path) -> Path:
     np.savez(folder / "a.npz", frames=numbered(3))
     (folder / "a.npz").write_bytes((folder / "a.npz").read_bytes()[:20_000])
@@ -309,6 +317,7 @@ def _cut_npz(folder: Path) -> Path:
     ("make", "sentence"),
     [
         (_huge_png, "0.png cannot be decoded: it is damaged or has more than 33,554,432 pixels"),
+        (_huge_video, "a.mkv cannot be decoded .*as of frames with more than 33,554,432 pixels"),
         (_sound, "has no video stream"),
         (_unknown_codec, "is in a format that PyAV has no decoder for"),
         (_playlist, "cannot be decoded"),

@@ -95,8 +95,8 @@ def test_what_cannot_be_used_is_left_out_and_said(tmp_path: Path) -> None:
     train, test, said = _import(tmp_path / "data", folder)
     assert len(train.frames) + len(test.frames) == 40
     assert [line for line in said if "clips" in line] == [
-        "1 files are no clips and are left out: notes.txt.",
-        f"Left out: {folder / '2.mp4'} gives 1 frames, and a window needs 3.",
+        "Left out, since they are no clips: 1 of the files, notes.txt.",
+        f"Left out: {folder / '2.mp4'} gives fewer than the three frames of a window.",
         f"Left out: {folder / 'broken.mp4'} cannot be decoded (Invalid data found when processing input): convert it, "
         "or get it again.",
     ]

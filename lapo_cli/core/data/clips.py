@@ -258,6 +258,8 @@ def _readable(clip: Clip, findings: Findings) -> Iterator[None]:
     except (error_of.FFmpegError, OSError) as error:
         if findings.decoded == 0:
             why = one_line(str(getattr(error, "strerror", None) or error), 120)
+            if isinstance(error, error_of.ArgumentError):  # What some decoders say before the size is known.
+                why += f", as of frames with more than {MOST_PIXELS:,} pixels"
             raise CorruptDataError(f"{clip.path} cannot be decoded ({why}): convert it, or get it again.") from error
         findings.note(f"breaks off after {findings.decoded:,} frames")
 
@@ -312,8 +314,11 @@ def _decoded(clip: Clip, container: Any, stream: Any, findings: Findings) -> Ite
     if steps and steps[1] > _UNEVEN * steps[0]:
         findings.note("has a variable frame rate: --fps N takes evenly spaced frames")
     expected = stream.frames
+    announced = (container.duration or 0) / _av().time_base  # A matroska file knows its seconds, not its frames.
     if findings.decoded < expected:
         findings.note(f"announces {expected:,} frames and has {findings.decoded:,}")
+    elif not expected and steps and last is not None and (has := last - (origin or 0.0) + steps[1]) < 0.9 * announced:
+        findings.note(f"announces {announced:.1f} seconds and has {has:.1f}")
 
 
 def _image_frames(clip: Clip, findings: Findings, threads: int) -> Iterator[_Decoded]:
@@ -449,6 +454,7 @@ class _Resizer:
 
     def _make(self, picture: Any) -> Any:
         graph = _av().filter.Graph()
+        graph.threads = 1  # Slices of a small frame cost more to hand over than they save; cores have other clips.
         size, turn = self._preparation.size, _TURNS.get(picture.rotation)
         fit = {
             "stretch": [],

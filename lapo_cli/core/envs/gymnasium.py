@@ -41,13 +41,13 @@ def _make(env_id: str) -> Any:
         UnknownNameError: there is no such environment.
         EnvironmentUnavailableError: it cannot be made here.
     """
-    gymnasium = require_extra("gymnasium", "gymnasium", f"The environment {env_id}")
-    for prefix, (module, extra) in _EXTRAS.items():
-        if env_id.startswith(prefix):
-            package = require_extra(module, extra, f"The environment {env_id}")
-            gymnasium.register_envs(package)
-            if module == "ale_py":
-                package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
+    module, extra = next((of for prefix, of in _EXTRAS.items() if env_id.startswith(prefix)), ("", "gymnasium"))
+    gymnasium = require_extra("gymnasium", extra, f"The environment {env_id}")
+    if module:
+        package = require_extra(module, extra, f"The environment {env_id}")
+        gymnasium.register_envs(package)
+        if module == "ale_py":
+            package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
     try:
         return gymnasium.make(env_id, disable_env_checker=True)
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:

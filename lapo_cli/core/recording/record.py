@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import lapo_cli
 from lapo_cli.core.data.replay_log import ReplayLog, frames_digest, read_log, write_log
-from lapo_cli.core.data.sources.replay import verify
+from lapo_cli.core.data.sources.replay import rehearse, verify
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.evaluation.statistics import mean_return
@@ -23,6 +23,7 @@ _SHA_EVERY = 64
 _CHECKPOINT_SECONDS = 60.0
 _SHORTEST = 3  # steps, one window
 _TRIES = 20
+_REHEARSED_ENVS = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def record(
     Raises:
         UsageError: ``path`` holds a log of other settings, or levels to avoid come up again and again.
         CorruptDataError: the log that is there is damaged, or does not replay.
+        BrokenEnvironmentError: the environment fails, or the same seed and actions give something else again; a
+            rehearsal of a few steps shows most of these at once, the verification the others.
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after what was played has been kept.
         EnvironmentUnavailableError: nothing can act here.
         DiskFullError: the disk is full.
@@ -93,6 +96,8 @@ def record(
         "steps": steps,
     }
     found = _find_earlier(path, settings)
+    if found is None:
+        rehearse(game, min(num_envs, _REHEARSED_ENVS), seed)
     for rand_seed in range(seed if found is None else found.rand_seed, seed + _TRIES):
         session = _Session(game, members, settings, rand_seed, found)
         try:

@@ -2,9 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from lapo_cli.core.data.sources.base import SOURCES, Bounds, Importer, Offer, So
 from lapo_cli.core.data.store import Manifest, Split, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import ENVIRONMENTS, VecEnv
-from lapo_cli.core.errors import BrokenEnvironmentError, CorruptDataError, UsageError, one_line
+from lapo_cli.core.errors import BrokenEnvironmentError, CorruptDataError, LapoError, UsageError, one_line
 from lapo_cli.core.files import sha256_file
 from lapo_cli.core.progress import Progress, Silent
 
 _BUFFER_BYTES = 64 * 2**20
+_REHEARSED_STEPS = 48
 
 
 class ReplaySource(Source):
@@ -63,7 +65,7 @@ class LogImporter(Importer):
 
 
 def verify(log: ReplayLog, path: Path, progress: Progress | None = None) -> list[float]:
-    """Play a log to its end and verify all of its checksums.
+    """Play a log that was just recorded to its end and verify all of its checksums.
 
     Args:
         log: what to play.
@@ -74,11 +76,40 @@ def verify(log: ReplayLog, path: Path, progress: Progress | None = None) -> list
         The returns of the complete episodes in it, environment after environment.
 
     Raises:
-        CorruptDataError: frames or rewards are not those that were recorded.
+        BrokenEnvironmentError: frames or rewards are not those that were recorded.
         EnvironmentUnavailableError: the environment cannot run here.
     """
     with open_envs(log, path) as env:
-        return _play(log, path, env, None, log.num_steps, progress or Silent())
+        return _play(log, partial(_unrepeatable, log.game), env, None, log.num_steps, progress or Silent())
+
+
+def rehearse(game: str, num_envs: int, seed: int) -> None:
+    """Play a few dozen random actions twice, because :func:`verify` comes only after a recording of hours.
+
+    Raises:
+        BrokenEnvironmentError: the frames, rewards or episode starts of the two differ.
+        EnvironmentUnavailableError: the environment cannot run here.
+    """
+    spec = ENVIRONMENTS.get(game)
+    actions = np.random.default_rng(seed).integers(0, spec.require_actions(), (_REHEARSED_STEPS, num_envs))
+    # One after the other, as the recording and its verification: an environment may use the process's random numbers.
+    one, other = (_observed(spec.make_envs(num_envs, seed), actions) for _ in range(2))
+    for step, (seen, seen_again) in enumerate(zip(one, other, strict=True)):
+        for what, shown in seen.items():
+            if shown != seen_again[what]:
+                raise _unrepeatable(game, f"the {what} of step {step} differ")
+
+
+def _observed(env: VecEnv, actions: NDArray[np.int64]) -> list[dict[str, object]]:
+    """What each step showed, short enough to be kept."""
+    with closing(env):
+        steps: list[dict[str, object]] = []
+        for row in actions:
+            reward, frames, first = env.observe()
+            digest = frames_digest(frames)
+            steps.append({"episode starts": first.tobytes(), "rewards": reward.tobytes(), "frames": digest})
+            env.act(row)
+        return steps
 
 
 def import_replay(
@@ -113,7 +144,7 @@ def import_replay(
         num_actions = ENVIRONMENTS.get(log.game).num_actions
         target = store_path(data_dir, log.game, split)
         with StoreWriter(target, log.game, split, (height, width, channels), num_actions) as writer:
-            returns = _play(log, path, env, writer, num_steps, progress or Silent())
+            returns = _play(log, partial(_differs, log, path), env, writer, num_steps, progress or Silent())
             return writer.finish(source=log_source(path, max_frames), made_by="replay", episode_returns=returns)
 
 
@@ -143,7 +174,12 @@ def open_envs(log: ReplayLog, path: Path, num_envs: int | None = None) -> Iterat
 
 
 def _play(
-    log: ReplayLog, path: Path, env: VecEnv, writer: StoreWriter | None, steps: int, progress: Progress
+    log: ReplayLog,
+    differs: Callable[[str], LapoError],
+    env: VecEnv,
+    writer: StoreWriter | None,
+    steps: int,
+    progress: Progress,
 ) -> list[float]:
     """Play ``steps`` steps and put their frames into a store if there is one; the returns of complete episodes."""
     envs = log.num_envs
@@ -165,7 +201,7 @@ def _play(
             # The environment may render the next frames in threads of its own while the rest of the loop works.
             env.act(log.actions[step])
             if step % log.sha_every == 0 and frames_digest(block[:, slot]) != log.frame_sha256[step // log.sha_every]:
-                raise _differs(log, path, f"the frames of step {step} differ")
+                raise differs(f"the frames of step {step} differ")
             if slot == block_steps - 1 or step == steps - 1:
                 if writer is not None:
                     for number in range(envs):
@@ -175,7 +211,7 @@ def _play(
     # Summed in another order than when it was recorded, hence the tolerance.
     total = float(rewards[:, :-1].sum(dtype=np.float64))
     if steps == log.num_steps and not math.isclose(total, log.reward_sum, rel_tol=1e-5, abs_tol=1e-3):
-        raise _differs(log, path, f"the rewards sum to {total:g} instead of {log.reward_sum:g}")
+        raise differs(f"the rewards sum to {total:g} instead of {log.reward_sum:g}")
     returns = [value for row in range(envs) for value in _episode_returns(rewards[row], starts[row])]
     starts[:, 0] = True
     if writer is not None:
@@ -210,6 +246,14 @@ def _differs(log: ReplayLog, path: Path, what: str) -> CorruptDataError:
     return CorruptDataError(
         f"{path} does not replay here, {what}: the log is damaged, or {log.game} renders otherwise than where it was "
         f"recorded{version}; nothing was stored."
+    )
+
+
+def _unrepeatable(game: str, what: str) -> BrokenEnvironmentError:
+    return BrokenEnvironmentError(
+        f"{game} cannot be recorded, {what} when the same actions are played again from the same seed: make the "
+        "environment take all that is random from its seed, or import videos of it with 'lapo import'; nothing was "
+        "stored."
     )
 
 

@@ -1,8 +1,11 @@
 """Clips of one's own: videos, folders of images and npz files of frames; see :mod:`lapo_cli.core.data.clips`.
 
 Importing has two steps. Each clip is first decoded into a file of small frames in the scratch folder, two or more clips
-side by side: what an interruption leaves of a decoded clip is used again. Then clips are divided between the splits,
-whole, and their frames are copied into the stores.
+side by side. Then clips are divided between the splits, whole, and their frames are copied into the stores.
+
+An interrupted import uses decoded clips again, and starts over with those that were being decoded. To go on inside a
+clip it would have to restore, at a keyframe, what the decoder has concealed, the clock of ``fps``, the two frames that
+``scdet`` remembers and the notes so far, in files whose seeking is not always exact.
 """
 
 import hashlib
@@ -209,7 +212,7 @@ class VideoImporter(Importer):
         clips, others = self.found
         if others:
             some = ", ".join(path.name for path in others[:3])
-            progress.log(f"{len(others):,} files are no clips and are left out: {shortened(some)}.")
+            progress.log(f"Left out, since they are no clips: {len(others):,} of the files, {shortened(some)}.")
         decoded: list[DecodedClip] = []
         left_out: list[str] = []
         for clip, result in zip(clips, self._decode(clips, progress), strict=True):
@@ -221,7 +224,7 @@ class VideoImporter(Importer):
             for note in result.record["notes"]:
                 progress.log(f"{clip.path} {note}.")
             if result.record["frames"] < _SHORTEST:
-                left_out.append(f"{clip.path} gives {result.record['frames']} frames, and a window needs 3.")
+                left_out.append(f"{clip.path} gives fewer than the three frames of a window.")
             else:
                 decoded.append(result)
         for sentence in left_out:
