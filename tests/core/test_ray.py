@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +148,15 @@ def test_the_jobs_of_a_node_that_is_removed_go_on_elsewhere(tmp_path: Path, clus
     assert found == {"moved": None}
     nodes = [line.split()[1] for line in attempts.read_text().splitlines()]
     assert len(set(nodes)) == len(nodes) == 2
+
+
+def test_an_address_where_nothing_is_is_one_sentence_and_no_wait() -> None:
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(LapoError, match=rf"no Ray cluster at '{address}'.*refused.*address=HOST:PORT") as error:
+            _RAY.require(_settings(address=address))
+    assert "\n" not in str(error.value)
 
 
 def hold(folder: str, address: str) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 import lapo_cli
 from lapo_cli.core.config import Section
-from lapo_cli.core.errors import LapoError, one_line, sendable
+from lapo_cli.core.errors import LapoError, one_line, sendable, shortened
 from lapo_cli.core.extras import require_extra
 from lapo_cli.core.files import human_bytes
 from lapo_cli.core.interrupts import interrupting
@@ -30,6 +30,8 @@ from lapo_cli.core.progress import Progress, Relay, Replay
 
 _CHECKPOINT_SECONDS = 60.0
 _WAIT_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # of 41 seconds each, to connect to a cluster; Ray makes 20
 
 
 class RaySettings(Section):
@@ -53,7 +55,9 @@ class RayLauncher(Launcher):
 
     def require(self, settings: Section) -> None:
         """See :meth:`Launcher.require`."""
+        assert isinstance(settings, RaySettings)
         _ray()
+        _require_answer(_address(settings))
 
     def run(
         self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
@@ -75,25 +79,54 @@ def _ray() -> Any:
     return require_extra("ray", "ray", "--launcher ray")
 
 
+def _address(settings: RaySettings) -> str:
+    return settings.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for long, and print warnings, to reach a HOST:PORT where nothing is.
+
+    Raises:
+        LapoError: nothing answers there.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return  # One of Ray's other forms, such as 'auto'.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> LapoError:
+    why = one_line(str(error), 200).rstrip(".")
+    return LapoError(
+        f"There is no Ray cluster at '{shortened(address)}' that can be used ({why}): "
+        "start one with 'ray start --head', or change --launcher-set address=HOST:PORT."
+    )
+
+
 def _connect(ray: Any, settings: RaySettings) -> None:
     """Connect to a cluster, or start a private one.
 
     Raises:
         LapoError: there is none at that address.
     """
-    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     more = {"include_dashboard": False} if address == "local" else {}
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
+    limited = address != "local" and _ATTEMPTS not in os.environ
+    if limited:
+        os.environ[_ATTEMPTS] = "1"
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **more)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise LapoError(
-            f"There is no Ray cluster at '{address}' that can be used ({one_line(str(error), 200).rstrip('.')}): start "
-            "one with 'ray start --head', or change --launcher-set address=HOST:PORT."
-        ) from error
+        raise _no_cluster(address, error) from error
     finally:
+        if limited:
+            del os.environ[_ATTEMPTS]
         if in_main:
             signal.signal(signal.SIGTERM, handler)  # That of Ray would end this process without a checkpoint.
 
