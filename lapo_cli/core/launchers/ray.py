@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from lapo_cli.core.progress import Progress, Relay, Replay
 _CHECKPOINT_SECONDS = 60.0
 _WAIT_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
+_HEAD_SECONDS, _LAST_SECONDS = 25.0, 10.0  # Without its head Ray ends this process, in C++, after 60 seconds.
 _ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # of 41 seconds each, to connect to a cluster; Ray makes 20
 
 
@@ -93,9 +95,14 @@ def _require_answer(address: str) -> None:
     if not colon or not port.isdigit() or "/" in host:
         return  # One of Ray's other forms, such as 'auto'.
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        _reach(host, int(port))
     except (OSError, OverflowError) as error:
         raise _no_cluster(address, error) from error
+
+
+def _reach(host: str, port: int) -> None:
+    """Raises OSError where nothing answers."""
+    socket.create_connection((host.strip("[]"), port), timeout=_ANSWER_SECONDS).close()
 
 
 def _no_cluster(address: str, error: Exception) -> LapoError:
@@ -151,6 +158,7 @@ def _run(
     working: dict[Any, Job] = {}
     replays = [Replay(progress) for _ in jobs]
     numbers = {id(job): number for number, job in enumerate(jobs)}
+    head = _Head(ray.get_runtime_context().gcs_address)
     try:
         while waiting or working:
             while waiting and (slots is None or len(working) < slots):
@@ -162,14 +170,51 @@ def _run(
                 job = working.pop(ref)
                 replays[numbers[id(job)]].close()
                 yield job, _outcome(ray, ref)
+            head.require()
     finally:
         for ref in working:
             ray.cancel(ref)  # Ctrl-C for the task, which then writes its checkpoint.
         if working:
-            ray.wait(list(working), num_returns=len(working), timeout=_CHECKPOINT_SECONDS)
-            _show(ray, board, replays)
+            patience = _LAST_SECONDS if head.lost else _CHECKPOINT_SECONDS
+            ray.wait(list(working), num_returns=len(working), timeout=patience)
+            _show(ray, board, replays, patience)
         for replay in replays:
             replay.close()
+
+
+class _Head:
+    """The head of the cluster, which has to be there while tasks run.
+
+    Attributes:
+        lost: whether it is not.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host, int(port)
+        self._asked = self._answered = time.monotonic()
+        self.lost = False
+
+    def require(self) -> None:
+        """Ask, now and then, whether it is there.
+
+        Raises:
+            LapoError: it has not answered for a while.
+        """
+        now = time.monotonic()
+        if now - self._asked < _ANSWER_SECONDS:
+            return
+        self._asked = now
+        try:
+            _reach(self._host, self._port)
+            self._answered = now
+        except OSError as error:
+            self.lost = now - self._answered > _HEAD_SECONDS
+            if self.lost:
+                raise LapoError(
+                    f"The head of the Ray cluster, {self._host}:{self._port}, does not answer any more: start the "
+                    "cluster again and run the same command again, which goes on from the last checkpoints."
+                ) from error
 
 
 def _say_if_none_fits(ray: Any, needed: dict[str, float], progress: Progress) -> None:
@@ -195,10 +240,10 @@ def _outcome(ray: Any, ref: Any) -> Exception | None:
     return error
 
 
-def _show(ray: Any, board: Any, replays: list[Replay]) -> None:
+def _show(ray: Any, board: Any, replays: list[Replay], patience: float = _CHECKPOINT_SECONDS) -> None:
     """Report what the tasks have sent since the last time; a board that is lost takes no work with it."""
     with suppress(ray.exceptions.RayError):
-        for number, event in ray.get(board.take.remote(), timeout=_CHECKPOINT_SECONDS):
+        for number, event in ray.get(board.take.remote(), timeout=patience):
             if event[0] == "begin":  # Perhaps not for the first time.
                 replays[number].close()
             else:
