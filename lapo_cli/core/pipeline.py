@@ -144,9 +144,13 @@ def run_stage(
 
 
 def _ready(run: RunDir, stage: Stage, seed_dirs: list[SeedDir], options: Options, progress: Progress) -> list[Context]:
-    """The contexts; what lacks its inputs is refused before anything is written."""
-    if distributed.world_size() > 1 and not stage.parallel:
-        raise UsageError(f"Stage '{stage.name}' is trained by one process: run it without torchrun.")
+    """The contexts; what lacks its inputs or cannot be shared is refused before anything is written."""
+    if distributed.world_size() > 1:
+        if not stage.parallel:
+            raise UsageError(f"Stage '{stage.name}' is trained by one process: run it without torchrun.")
+        config = stage.configure(run.config).model_dump()
+        for section in stage.sections:
+            distributed.part(section_of(config, section).get("batch_size", 0))
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]
     for ctx in contexts:
         stages.stage_key(ctx, stage)

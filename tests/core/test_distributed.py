@@ -178,7 +178,8 @@ def test_one_process_needs_nobody_to_agree() -> None:
 
 def _start(data_dir: Path, *words: str | Path, program: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
     overrides = [word for setting in (*TINY, *_SETTINGS) for word in ("--set", setting)]
-    command = [sys.executable, *program, "-m", "lapo_cli", *map(str, words), *overrides, "--device", "cpu", "--json"]
+    first, *others = map(str, words)  # Those of the test last, where they count.
+    command = [sys.executable, *program, "-m", "lapo_cli", first, *overrides, *others, "--device", "cpu", "--json"]
     environment = {**os.environ, "LAPO_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "--quiet"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -255,6 +256,15 @@ def test_a_model_trained_by_two_is_that_of_one_and_resumes_with_either_number(
     assert found[:3] == pytest.approx(expected[:3], rel=1e-5)
     assert found == pytest.approx(expected, rel=1e-2)
     assert _curve(moved, "idm", "losses/total") == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_run_is_made(tmp_path: Path, data_dir: Path) -> None:
+    words = ["train-idm", "maze", "--run-dir", tmp_path / "run", "--devices", "2", "--set", "stage1.batch_size=15"]
+    document, errors = _finish(_start(data_dir, *words), 2)
+    assert "A batch of 15 cannot be shared evenly by 2 processes" in document["error"]["message"]
+    assert errors.count("Error:") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 import lapo_cli
 from lapo_cli.core.errors import CorruptDataError, LapoError
 from lapo_cli.core.interrupts import interruptible, interrupting
+from lapo_cli.core.launchers import ray as launcher
 from lapo_cli.core.launchers.base import LAUNCHERS, Needs
 from lapo_cli.core.progress import Progress, Silent
 
@@ -80,22 +83,30 @@ def _settings(**values: object) -> Any:
     return _RAY.Settings.model_validate({"cpus": 1.0, **values})
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A head that runs nothing but the board, and a node of two cores."""
+@contextmanager
+def _cluster(cpus: int) -> Iterator[Any]:
+    """A head that runs no task, and a node of some cores."""
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *([before] if before else [])])
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Others may be using the cores.
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made.add_node(num_cpus=2)
+    made.add_node(num_cpus=cpus)
     made.wait_for_nodes()
-    yield made
-    made.shutdown()
-    os.environ.pop("PYTHONPATH")
-    if before:
-        os.environ["PYTHONPATH"] = before
+    try:
+        yield made
+    finally:
+        made.shutdown()
+        os.environ.pop("PYTHONPATH")
+        if before:
+            os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with _cluster(2) as made:
+        yield made
 
 
 def _run(cluster: Any, jobs: list[_Work], progress: Progress, **values: object) -> dict[str, Exception | None]:
@@ -149,34 +160,66 @@ def test_the_jobs_of_a_node_that_is_removed_go_on_elsewhere(tmp_path: Path, clus
     assert len(set(nodes)) == len(nodes) == 2
 
 
+def test_an_address_where_nothing_is_is_one_sentence_and_no_wait() -> None:
+    with socket.socket() as bound:  # and not listening
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        with pytest.raises(LapoError, match=rf"no Ray cluster at '{address}'.*refused.*address=HOST:PORT") as error:
+            _RAY.require(_settings(address=address))
+    assert "\n" not in str(error.value)
+
+
 def hold(folder: str, address: str) -> None:
-    """What the process does that the test below interrupts."""
+    """What the driver does in the tests below."""
     jobs = [_Work(title, Path(folder)) for title in ("hold-0", "hold-1", "never")]
     settings = _settings(address=address)
+    launcher._HEAD_SECONDS = 0.0  # Whoever is lost here does not come back.
     try:
         with interrupting():
             list(_RAY.run(jobs, slots=None, device="cpu", progress=Silent(), settings=settings))
     except KeyboardInterrupt:
         sys.exit(130)
+    except LapoError as error:
+        sys.exit(f"Error: {error}")
+
+
+def _driver(folder: Path, address: str) -> "subprocess.Popen[str]":
+    """A process with two jobs that are under way."""
+    code = "import sys, tests.core.test_ray as t; t.hold(*sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), address],
+        env={**os.environ, "PYTHONPATH": _ROOT},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not all((folder / f"hold-{n}.attempts").exists() for n in range(2)):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the work
+    return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_driver_that_is_interrupted_has_every_job_write_its_checkpoint(
     tmp_path: Path, cluster: Any, number: signal.Signals
 ) -> None:
-    code = "import sys, tests.core.test_ray as t; t.hold(*sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), cluster.address],
-        env={**os.environ, "PYTHONPATH": _ROOT},
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not all((tmp_path / f"hold-{n}.attempts").exists() for n in range(2)):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    time.sleep(0.5)  # into the work
+    process = _driver(tmp_path, cluster.address)
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 130, errors
     assert all((tmp_path / f"hold-{n}.checkpoint").exists() for n in range(2))
     assert not (tmp_path / "never.attempts").exists()
+
+
+def test_a_head_that_is_lost_is_one_sentence_and_every_job_writes_its_checkpoint(tmp_path: Path) -> None:
+    with _cluster(2) as cluster:
+        process = _driver(tmp_path, cluster.address)
+        (head,) = cluster.head_node.all_processes["gcs_server"]
+        os.kill(head.process.pid, signal.SIGKILL)
+        _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert errors.splitlines()[-1].startswith("Error: The head of the Ray cluster"), errors
+    assert "same command again" in errors
+    assert "Traceback" not in errors
+    assert all((tmp_path / f"hold-{n}.checkpoint").exists() for n in range(2))

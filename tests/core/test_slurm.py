@@ -268,6 +268,26 @@ def test_a_cluster_runs_requeues_and_reports_every_job(tmp_path: Path, cluster: 
     assert (tmp_path / "good").exists()
 
 
+def test_a_task_that_is_preempted_writes_its_checkpoint_and_goes_on(tmp_path: Path, cluster: Path) -> None:
+    at = tmp_path / "task"
+    job = _Shell("a", f"{_CHECKPOINTING.format(at)} touch {at}; while :; do sleep 0.05; done", tmp_path)
+
+    def preempt() -> None:
+        number = tmp_path / "slurm" / "1" / "array.id"
+        _wait_for(at)
+        _wait_for(number)
+        subprocess.run(["scontrol", "requeue", f"{number.read_text().strip()}_0"], check=True)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    with _at_once():
+        outcomes = _SLURM.run([job], slots=None, device="cpu", progress=Silent(), settings=_settings(retries=0))
+        assert [error for _, error in outcomes] == [None]
+    thread.join()
+    assert at.with_suffix(".saved").exists()
+    assert at.with_suffix(".tries").read_text() == "x\nx\n"
+
+
 def test_interrupted_it_cancels_all_and_each_writes_its_checkpoint(tmp_path: Path, cluster: Path) -> None:
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background ignores it.
     at = [tmp_path / str(n) for n in range(3)]

@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +21,7 @@ from pydantic import Field
 
 import lapo_cli
 from lapo_cli.core.config import Section
-from lapo_cli.core.errors import LapoError, one_line, sendable
+from lapo_cli.core.errors import LapoError, one_line, sendable, shortened
 from lapo_cli.core.extras import require_extra
 from lapo_cli.core.files import human_bytes
 from lapo_cli.core.interrupts import interrupting
@@ -30,6 +31,9 @@ from lapo_cli.core.progress import Progress, Relay, Replay
 
 _CHECKPOINT_SECONDS = 60.0
 _WAIT_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+_HEAD_SECONDS, _LAST_SECONDS = 25.0, 10.0  # Without its head Ray ends this process, in C++, after 60 seconds.
+_ATTEMPTS = "RAY_gcs_server_port_wait_time_s"  # of 41 seconds each, to connect to a cluster; Ray makes 20
 
 
 class RaySettings(Section):
@@ -53,7 +57,9 @@ class RayLauncher(Launcher):
 
     def require(self, settings: Section) -> None:
         """See :meth:`Launcher.require`."""
+        assert isinstance(settings, RaySettings)
         _ray()
+        _require_answer(_address(settings))
 
     def run(
         self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
@@ -75,25 +81,59 @@ def _ray() -> Any:
     return require_extra("ray", "ray", "--launcher ray")
 
 
+def _address(settings: RaySettings) -> str:
+    return settings.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for long, and print warnings, to reach a HOST:PORT where nothing is.
+
+    Raises:
+        LapoError: nothing answers there.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return  # One of Ray's other forms, such as 'auto'.
+    try:
+        _reach(host, int(port))
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _reach(host: str, port: int) -> None:
+    """Raises OSError where nothing answers."""
+    socket.create_connection((host.strip("[]"), port), timeout=_ANSWER_SECONDS).close()
+
+
+def _no_cluster(address: str, error: Exception) -> LapoError:
+    why = one_line(str(error), 200).rstrip(".")
+    return LapoError(
+        f"There is no Ray cluster at '{shortened(address)}' that can be used ({why}): "
+        "start one with 'ray start --head', or change --launcher-set address=HOST:PORT."
+    )
+
+
 def _connect(ray: Any, settings: RaySettings) -> None:
     """Connect to a cluster, or start a private one.
 
     Raises:
         LapoError: there is none at that address.
     """
-    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(settings)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     more = {"include_dashboard": False} if address == "local" else {}
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
+    limited = address != "local" and _ATTEMPTS not in os.environ
+    if limited:
+        os.environ[_ATTEMPTS] = "1"
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **more)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise LapoError(
-            f"There is no Ray cluster at '{address}' that can be used ({one_line(str(error), 200).rstrip('.')}): start "
-            "one with 'ray start --head', or change --launcher-set address=HOST:PORT."
-        ) from error
+        raise _no_cluster(address, error) from error
     finally:
+        if limited:
+            del os.environ[_ATTEMPTS]
         if in_main:
             signal.signal(signal.SIGTERM, handler)  # That of Ray would end this process without a checkpoint.
 
@@ -118,6 +158,7 @@ def _run(
     working: dict[Any, Job] = {}
     replays = [Replay(progress) for _ in jobs]
     numbers = {id(job): number for number, job in enumerate(jobs)}
+    head = _Head(ray.get_runtime_context().gcs_address)
     try:
         while waiting or working:
             while waiting and (slots is None or len(working) < slots):
@@ -129,14 +170,51 @@ def _run(
                 job = working.pop(ref)
                 replays[numbers[id(job)]].close()
                 yield job, _outcome(ray, ref)
+            head.require()
     finally:
         for ref in working:
             ray.cancel(ref)  # Ctrl-C for the task, which then writes its checkpoint.
         if working:
-            ray.wait(list(working), num_returns=len(working), timeout=_CHECKPOINT_SECONDS)
-            _show(ray, board, replays)
+            patience = _LAST_SECONDS if head.lost else _CHECKPOINT_SECONDS
+            ray.wait(list(working), num_returns=len(working), timeout=patience)
+            _show(ray, board, replays, patience)
         for replay in replays:
             replay.close()
+
+
+class _Head:
+    """The head of the cluster, which has to be there while tasks run.
+
+    Attributes:
+        lost: whether it is not.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._host, self._port = host, int(port)
+        self._asked = self._answered = time.monotonic()
+        self.lost = False
+
+    def require(self) -> None:
+        """Ask, now and then, whether it is there.
+
+        Raises:
+            LapoError: it has not answered for a while.
+        """
+        now = time.monotonic()
+        if now - self._asked < _ANSWER_SECONDS:
+            return
+        self._asked = now
+        try:
+            _reach(self._host, self._port)
+            self._answered = now
+        except OSError as error:
+            self.lost = now - self._answered > _HEAD_SECONDS
+            if self.lost:
+                raise LapoError(
+                    f"The head of the Ray cluster, {self._host}:{self._port}, does not answer any more: start the "
+                    "cluster again and run the same command again, which goes on from the last checkpoints."
+                ) from error
 
 
 def _say_if_none_fits(ray: Any, needed: dict[str, float], progress: Progress) -> None:
@@ -162,10 +240,10 @@ def _outcome(ray: Any, ref: Any) -> Exception | None:
     return error
 
 
-def _show(ray: Any, board: Any, replays: list[Replay]) -> None:
+def _show(ray: Any, board: Any, replays: list[Replay], patience: float = _CHECKPOINT_SECONDS) -> None:
     """Report what the tasks have sent since the last time; a board that is lost takes no work with it."""
     with suppress(ray.exceptions.RayError):
-        for number, event in ray.get(board.take.remote(), timeout=_CHECKPOINT_SECONDS):
+        for number, event in ray.get(board.take.remote(), timeout=patience):
             if event[0] == "begin":  # Perhaps not for the first time.
                 replays[number].close()
             else:
