@@ -1,5 +1,6 @@
 """The Ray launcher on real clusters of nodes on this machine; skipped without the extra."""
 
+import hashlib
 import os
 import signal
 import socket
@@ -7,26 +8,44 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import lapo_cli
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import CorruptDataError, LapoError
 from lapo_cli.core.interrupts import interruptible, interrupting
 from lapo_cli.core.launchers import ray as launcher
 from lapo_cli.core.launchers.base import LAUNCHERS, Needs
+from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.run_dir import RunDir
+from tests.core.tiny_config import TINY
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 _RAY = LAUNCHERS.get("ray")
 _ROOT = str(Path(lapo_cli.__file__).parents[1])
+_CHAINS = 48  # of the simulated cluster run, two games
+_TINIER = (  # Two seconds of one core for a chain, without an environment.
+    "data.max_frames=1024",
+    "model.policy_size=16",
+    "stage1.steps=4",
+    "stage1.batch_size=4",
+    "stage2.steps=4",
+    "stage2.batch_size=4",
+    "offline.labels=64",
+    "offline.steps=2",
+)
 
 
 @dataclass(frozen=True)
@@ -84,15 +103,16 @@ def _settings(**values: object) -> Any:
 
 
 @contextmanager
-def _cluster(cpus: int) -> Iterator[Any]:
-    """A head that runs no task, and a node of some cores."""
+def _cluster(*cpus: int) -> Iterator[Any]:
+    """A head that runs no task, and a node for each of these numbers of cores."""
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *([before] if before else [])])
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Others may be using the cores.
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made.add_node(num_cpus=cpus)
+    for number in cpus:
+        made.add_node(num_cpus=number)
     made.wait_for_nodes()
     try:
         yield made
@@ -223,3 +243,72 @@ def test_a_head_that_is_lost_is_one_sentence_and_every_job_writes_its_checkpoint
     assert "same command again" in errors
     assert "Traceback" not in errors
     assert all((tmp_path / f"hold-{n}.checkpoint").exists() for n in range(2))
+
+
+class _Havoc(Silent):
+    """Progress that, as often as a chain ends, may kill a worker or remove a node and add another one, at random."""
+
+    def __init__(self, cluster: Any, seed: int) -> None:
+        self._cluster, self._rng = cluster, np.random.default_rng(seed)
+        self.kills = self.losses = 0
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Any]:
+        yield SimpleNamespace(update=self._strike if name == "games and seeds" else lambda *_, **__: None)
+
+    def _strike(self, ended: int) -> None:
+        what = self._rng.random()
+        if what < 0.15:
+            self._cluster.remove_node(self._any_node(), allow_graceful=False)
+            self._cluster.add_node(num_cpus=1)
+            self.losses += 1
+        elif what < 0.65 and (pids := _working(self._any_node())):
+            os.kill(pids[0], signal.SIGKILL)
+            self.kills += 1
+
+    def _any_node(self) -> Any:
+        nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
+        return nodes[self._rng.integers(len(nodes))]
+
+
+def _working(node: Any) -> list[int]:
+    """Workers of a node that have a task of the launcher."""
+    (raylet,) = node.all_processes["raylet"]
+    pid = raylet.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::_work")]
+
+
+def _digests(run: Path) -> dict[str, str]:
+    """Of all weights; not of what a killed process had begun to write."""
+    return {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in run.rglob("[!.]*.safetensors")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_cluster_that_loses_workers_and_nodes_makes_the_weights_of_an_unbroken_local_run(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    games, seeds = ["board", "field"], list(range(_CHAINS // 2))
+    source = Path(__file__).parents[1] / "plugins" / "toy_source.py"
+    words = ["download", ",".join(games), "--source", "squares", "--data-dir", tmp_path / "data", "--plugin", source]
+    subprocess.run([sys.executable, "-m", "lapo_cli", *words], env={**os.environ, "PYTHONPATH": _ROOT}, check=True)
+    config = load_config("paper", overrides=(*TINY, *_TINIER))
+    torch.set_num_threads(1)  # As in a task: one thread adds up in one order.
+    alone = RunDir.create(tmp_path / "alone", config, "paper")
+    assert run_all(alone, games, seeds, Options("cpu", tmp_path / "data"), Silent()).failures == []
+
+    with _cluster(1, 1, 1) as cluster:
+        havoc = _Havoc(cluster, seed=0)
+        settings = (f"address={cluster.address}", "retries=-1")
+        options = Options("cpu", tmp_path / "data", launcher="ray", launcher_settings=settings)
+        found = run_all(RunDir.create(tmp_path / "many", config, "paper"), games, seeds, options, havoc)
+    record_property("kills, nodes lost", (havoc.kills, havoc.losses))
+    assert found.failures == []
+    assert havoc.kills > 0
+    assert havoc.losses > 0
+    assert len(_digests(alone.path)) >= 3 * _CHAINS
+    assert _digests(tmp_path / "many") == _digests(alone.path)

@@ -192,7 +192,8 @@ class _Head:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._host, self._port = host, int(port)
-        self._asked = self._answered = time.monotonic()
+        self._asked = time.monotonic()
+        self._silent: float | None = None  # since when
         self.lost = False
 
     def require(self) -> None:
@@ -207,9 +208,10 @@ class _Head:
         self._asked = now
         try:
             _reach(self._host, self._port)
-            self._answered = now
+            self._silent = None
         except OSError as error:
-            self.lost = now - self._answered > _HEAD_SECONDS
+            self._silent = self._silent or now
+            self.lost = now - self._silent >= _HEAD_SECONDS
             if self.lost:
                 raise LapoError(
                     f"The head of the Ray cluster, {self._host}:{self._port}, does not answer any more: start the "
