@@ -229,7 +229,14 @@ def launch(words: Sequence[str], devices: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # It logs every exit code.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
-        1, 1, devices, run_id="lapo", rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0
+        1,
+        1,
+        devices,
+        run_id="lapo",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
     )
     try:
         launch_agent(config, sys.executable, ["-m", "lapo_cli", *words])
