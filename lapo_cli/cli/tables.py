@@ -31,7 +31,7 @@ def summary_parts(summary: "Summary", *, plain: bool) -> Iterator[RenderableType
             superfluous.add("game")
         if all(row.seeds == 1 for row in summary.rows):
             superfluous.add("seeds")
-        rows = [{name: cell for name, cell in row.cells().items() if name not in superfluous} for row in summary.rows]
+        rows = [{name: cell for name, cell in cells.items() if name not in superfluous} for cells in summary.cells()]
         table = _table(list(rows[0]), plain=plain)
         for cells in rows:
             table.add_row(*map(Text, cells.values()))

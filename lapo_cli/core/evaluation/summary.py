@@ -14,6 +14,8 @@ from lapo_cli.core.evaluation.statistics import mean_return
 from lapo_cli.core.files import atomic_write_json, atomic_write_text
 
 ALL_GAMES = "mean of games"
+Key = tuple[str, int | None, int | None]
+"""Method, labels and environment steps: what the policies of several seeds have in common."""
 _NONE = "-"
 
 
@@ -29,6 +31,7 @@ class Row:
         episodes: how many were played or, for demonstrations, recorded.
         seeds: how many trainings they come from.
         normalized: (mean - random) / (paper's expert - random); None where those are not known.
+        reference: the mean that came out when the authors ran the same configuration; None where they have not.
     """
 
     game: str
@@ -41,6 +44,12 @@ class Row:
     episodes: int
     seeds: int
     normalized: float | None
+    reference: float | None = None
+
+    @property
+    def key(self) -> Key:
+        """What it has in common with the rows of other games and seeds."""
+        return self.method, self.labels, self.env_steps
 
     @property
     def title(self) -> str:
@@ -62,6 +71,7 @@ class Row:
             "episodes": f"{self.episodes:,}",
             "seeds": str(self.seeds),
             "normalized": _NONE if self.normalized is None else f"{self.normalized:z.2f}",
+            "reference": _NONE if self.reference is None else f"{self.reference:.2f}",
         }
 
 
@@ -105,6 +115,10 @@ class Summary:
             "failures": [asdict(failure) for failure in self.failures],
             "files": [str(file) for file in self.files],
         }
+
+    def cells(self) -> list[dict[str, str]]:
+        """The cells of every row of the pooled table."""
+        return _cells(self.rows)
 
     def markdown(self) -> str:
         """Tables, the pooled one first."""
@@ -153,8 +167,8 @@ def with_mean_of_games(rows: list[Row]) -> list[Row]:
     if len(games) < 2:
         return rows
     means = []
-    for key in dict.fromkeys((row.method, row.labels, row.env_steps) for row in rows):
-        of_policy = [row for row in rows if (row.method, row.labels, row.env_steps) == key]
+    for key in dict.fromkeys(row.key for row in rows):
+        of_policy = [row for row in rows if row.key == key]
         normalized = [row.normalized for row in of_policy if row.normalized is not None]
         if len(normalized) == len(games):
             episodes = sum(row.episodes for row in of_policy)
@@ -167,8 +181,14 @@ def _plain(row: Row) -> dict[str, Any]:
     return {**asdict(row), "policy": row.title}
 
 
+def _cells(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The cells of every row, without the column of references where there are none."""
+    hidden = {"reference"} if all(row.reference is None for row in rows) else set()
+    return [{name: cell for name, cell in row.cells().items() if name not in hidden} for row in rows]
+
+
 def _markdown(title: str, rows: Sequence[Row]) -> str:
-    cells = [row.cells() for row in rows]
+    cells = _cells(rows)
     columns = list(cells[0]) if cells else []
     table = [columns, ["---"] * len(columns), *(list(of_row.values()) for of_row in cells)]
     return "\n".join([f"### {title}", "", *(f"| {' | '.join(line)} |" for line in table)])

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import ConfigError
 from lapo_cli.core.evaluation import statistics
+from lapo_cli.core.evaluation.reference import reference_returns
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
+from lapo_cli.core.evaluation.summary import Key
 from lapo_cli.core.report import paper
 from lapo_cli.core.report.results import Policy, RunResults, SeedResults, normalized, title_of
 
-Key = tuple[str, int | None, int | None]
 _SCRATCH = "scratch"
 
 
@@ -27,6 +28,7 @@ class PolicyRow:
         stage: that trained it.
         estimate: of the mean return.
         published: the paper's return of the same method, where it has one.
+        reference: the mean return when the authors of lapo ran the same configuration, where they have.
     """
 
     run: str
@@ -38,6 +40,7 @@ class PolicyRow:
     episodes: int
     seeds: int
     published: float | None
+    reference: float | None
 
     @property
     def title(self) -> str:
@@ -60,6 +63,7 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
     rows = []
     for run in runs:
         seeds = run.of(game)
+        known = reference_returns(run.run)
         for key, policies in pooled(seeds).items():
             recorded = not policies[0].stage and policies[0].order > 0
             # All seeds of a game see the same demonstrations.
@@ -77,6 +81,7 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
                     sum(map(len, returns)),
                     len(returns),
                     paper.published(game, stage, key[1]),
+                    known.get((game, *key)),
                 )
             )
     return rows

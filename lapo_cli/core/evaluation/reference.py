@@ -1,0 +1,33 @@
+"""What the presets gave when their authors ran them, to be shown beside a person's own results.
+
+``lapo_cli/results/PRESET.json`` is the ``summary.json`` of that run, with the commit that it was made at.
+"""
+
+import json
+from importlib import resources
+from typing import Any
+
+from lapo_cli.core.config import Config
+from lapo_cli.core.config_loading import load_config, presets
+from lapo_cli.core.evaluation.summary import Key
+from lapo_cli.core.run_dir import RunDir
+
+# What changes neither what a policy learns nor what its mean return is an estimate of.
+_ASIDE: Any = {
+    "checkpoint_seconds": True,
+    "extra_stages": True,
+    "evaluation": {"episodes", "num_envs", "curve_points", "curve_episodes"},
+}
+
+
+def reference_returns(run: RunDir) -> dict[tuple[str, *Key], float]:
+    """Mean returns by game, method, labels and environment steps; none where the run's configuration is another."""
+    file = resources.files("lapo_cli").joinpath("results", f"{run.preset}.json")
+    if run.preset not in presets() or not file.is_file() or _method(load_config(run.preset)) != _method(run.config):
+        return {}
+    rows = json.loads(file.read_text())["rows"]
+    return {(row["game"], row["method"], row["labels"], row["env_steps"]): row["mean"] for row in rows}
+
+
+def _method(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=_ASIDE)

@@ -1,0 +1,81 @@
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from lapo_cli.core.config_loading import load_config, presets
+from lapo_cli.core.envs.base import ENVIRONMENTS
+from lapo_cli.core.evaluation.reference import reference_returns
+from lapo_cli.core.evaluation.summary import ALL_GAMES, Row, Summary
+from lapo_cli.core.run_dir import RunDir
+
+BUNDLED = [file for file in resources.files("lapo_cli").joinpath("results").iterdir() if file.name.endswith(".json")]
+
+_SHOWN = (
+    ("random policy", None),
+    ("demonstrations (expert)", None),
+    ("LAPO decoded offline", 16),
+    ("LAPO decoded offline", 256),
+    ("LAPO relabelled and cloned", 16),
+    ("LAPO relabelled and cloned", 256),
+    ("BC on all true labels", None),
+    ("LAPO fine-tuned online", None),
+    ("LAPO relabelled online, then PPO", None),
+    ("PPO from scratch", None),
+)
+
+
+@pytest.mark.parametrize("file", BUNDLED, ids=lambda file: file.name)
+def test_bundled_results_say_what_made_them(file):
+    content = json.loads(file.read_text())
+    assert file.name.removesuffix(".json") in presets()
+    assert content["lapo_version"]
+    assert len(content["commit"]) == 40
+    assert content["failures"] == []
+    assert {row["game"] for row in content["rows"]} <= {*ENVIRONMENTS.names(), ALL_GAMES}
+    assert all(seed.isdigit() for seed in content["by_seed"])
+
+
+def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path):
+    config = load_config("quick")
+    known = reference_returns(RunDir(tmp_path, config, "quick"))
+    assert 3.0 < known["maze", "random policy", None, None] < 6.0
+    harmless = config.model_copy(update={"checkpoint_seconds": 1.0})
+    assert reference_returns(RunDir(tmp_path, harmless, "quick")) == known
+
+
+@pytest.mark.parametrize("overrides", [["stage1.steps=10"], ["data.max_frames=2000"]])
+def test_a_run_of_another_configuration_is_not(tmp_path: Path, overrides: list[str]):
+    assert reference_returns(RunDir(tmp_path, load_config("quick", overrides=overrides), "quick")) == {}
+
+
+def test_what_has_no_results_has_no_reference(tmp_path: Path):
+    assert reference_returns(RunDir(tmp_path, load_config("paper"), "paper")) == {}
+    assert reference_returns(RunDir(tmp_path, load_config("quick"), "../results/quick")) == {}
+
+
+def test_the_table_has_the_column_only_where_there_is_one(tmp_path: Path):
+    row = Row("maze", "a", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
+    assert "reference" not in Summary([row], {}, [], [], tmp_path).cells()[0]
+    other = replace(row, method="b", reference=2.5)
+    assert [cells["reference"] for cells in Summary([row, other], {}, [], [], tmp_path).cells()] == ["-", "2.50"]
+    assert "2.50" in Summary([row, other], {}, [], [], tmp_path).markdown()
+
+
+def test_the_readme_shows_the_results_that_the_package_holds():
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    table = lines[lines.index("<!-- quick -->") + 1 : lines.index("<!-- /quick -->")]
+    shown = {
+        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in table[2:])
+    }
+    content = json.loads(resources.files("lapo_cli").joinpath("results", "quick.json").read_text())
+    assert list(shown) == list(content["probes"])
+    for game, cells in shown.items():
+        rows = {(row["method"], row["labels"]): row for row in content["rows"] if row["game"] == game}
+        probe = content["probes"][game]
+        assert cells == [
+            *(f"{rows[key]['normalized']:z.2f}" for key in _SHOWN),
+            f"{probe['probe']:.2f} ({probe['untrained']:.2f}, {probe['supervised']:.2f})",
+        ]
