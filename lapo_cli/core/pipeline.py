@@ -32,6 +32,7 @@ from lapo_cli.core.evaluation.evaluate import FOLDER as EVALUATION
 from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
 from lapo_cli.core.evaluation.measurements import FOLDER as MEASUREMENTS
 from lapo_cli.core.evaluation.measurements import measure
+from lapo_cli.core.evaluation.reference import with_references
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
 from lapo_cli.core.launchers.base import LAUNCHERS, Launcher, Needs
@@ -467,7 +468,7 @@ def _summarize(
     notes: Sequence[str] = (),
 ) -> Summary:
     folder = path if path.is_dir() else path.parent
-    summary = compare(contexts, failures, folder, only)
+    summary = with_references(compare(contexts, failures, folder, only), run)
     summary.notes.extend(notes)
     results = read_run(run.path)
     shown = {(ctx.game, ctx.seed_dir.seed) for ctx in contexts}

@@ -7,7 +7,7 @@ import pytest
 
 from lapo_cli.core.config_loading import load_config, presets
 from lapo_cli.core.envs.base import ENVIRONMENTS
-from lapo_cli.core.evaluation.reference import reference_returns
+from lapo_cli.core.evaluation.reference import reference_returns, with_references
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Row, Summary
 from lapo_cli.core.run_dir import RunDir
 
@@ -42,6 +42,9 @@ def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path):
     config = load_config("quick")
     known = reference_returns(RunDir(tmp_path, config, "quick"))
     assert 3.0 < known["maze", "random policy", None, None] < 6.0
+    row = Row("maze", "random policy", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
+    shown = with_references(Summary([row], {}, [], [], tmp_path), RunDir(tmp_path, config, "quick"))
+    assert [of.reference for of in shown.rows] == [known["maze", "random policy", None, None]]
     harmless = config.model_copy(update={"checkpoint_seconds": 1.0})
     assert reference_returns(RunDir(tmp_path, harmless, "quick")) == known
 

@@ -4,12 +4,13 @@
 """
 
 import json
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.config_loading import load_config, presets
-from lapo_cli.core.evaluation.summary import Key
+from lapo_cli.core.evaluation.summary import Key, Summary
 from lapo_cli.core.run_dir import RunDir
 
 # What changes neither what a policy learns nor what its mean return is an estimate of.
@@ -27,6 +28,12 @@ def reference_returns(run: RunDir) -> dict[tuple[str, *Key], float]:
         return {}
     rows = json.loads(file.read_text())["rows"]
     return {(row["game"], row["method"], row["labels"], row["env_steps"]): row["mean"] for row in rows}
+
+
+def with_references(summary: Summary, run: RunDir) -> Summary:
+    """The summary of a run with these returns beside its own."""
+    known = reference_returns(run)
+    return replace(summary, rows=[replace(row, reference=known.get((row.game, *row.key))) for row in summary.rows])
 
 
 def _method(config: Config) -> dict[str, Any]:
