@@ -14,7 +14,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if "RANK" in os.environ:
+        if "RANK" in os.environ:  # Else PyTorch need not be imported to know that this process is the only one.
             from lapo_cli.core.distributed import leave
 
             leave(end)
