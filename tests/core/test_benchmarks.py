@@ -1,6 +1,8 @@
 """The measurement of one device, dry-run on the CPU: it has to work at once where a GPU is at hand for minutes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -21,3 +23,8 @@ def test_every_training_is_measured_as_json(tiny: Callable[..., Config]) -> None
         assert stage["difference_from_cpu"] < 1e-4
         assert stage["peak_gpu_memory_bytes"] is None
     assert found["stages"]["stage 1"]["ratio_to_plain"] > 0
+
+
+def test_the_benchmarks_of_trainings_do_without_extras() -> None:
+    code = "import sys; sys.modules['av'] = None; import tests.benchmarks.__main__"
+    subprocess.run([sys.executable, "-c", code], check=True)

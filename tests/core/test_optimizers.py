@@ -29,6 +29,14 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_evens_its_singu
     assert ((inside.diagonal() > 0.6) & (inside.diagonal() < 1.3)).all()
 
 
+def test_matrices_orthogonalized_together_are_those_orthogonalized_alone():
+    torch.manual_seed(0)
+    for shape in ((3, 4, 9), (3, 9, 4)):
+        matrices = torch.randn(shape)
+        alone = torch.stack([orthogonalized(matrix) for matrix in matrices])
+        assert torch.allclose(orthogonalized(matrices), alone, atol=1e-2)
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(

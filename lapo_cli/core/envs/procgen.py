@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import io
 import os
+import re
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, Planner, VecEnv
-from lapo_cli.core.errors import EnvironmentUnavailableError
+from lapo_cli.core.errors import EnvironmentUnavailableError, one_line
 
 # Mean episodic returns of uniformly random actions and of the paper's expert.
 _REFERENCE_RETURNS = {
@@ -84,7 +85,7 @@ class ProcgenVecEnv(VecEnv):
         distribution_mode: ``easy`` or ``hard``.
 
     Raises:
-        EnvironmentUnavailableError: Procgen has no wheel for this platform.
+        EnvironmentUnavailableError: Procgen has no wheel for this platform, or a system library is missing.
         ValueError: there is no such distribution mode.
     """
 
@@ -98,15 +99,23 @@ class ProcgenVecEnv(VecEnv):
             raise ValueError(f"the distribution mode is {distribution_mode!r} instead of 'easy' or 'hard'")
         self.num_envs = num_envs
         self.version = installed_procgen()
-        self._env = make(
-            num=num_envs,
-            env_name=game,
-            rand_seed=seed,
-            num_levels=0,
-            start_level=0,
-            distribution_mode=distribution_mode,
-            num_threads=min(8, os.cpu_count() or 1) if num_threads is None else num_threads,
-        )
+        try:
+            self._env = make(
+                num=num_envs,
+                env_name=game,
+                rand_seed=seed,
+                num_levels=0,
+                start_level=0,
+                distribution_mode=distribution_mode,
+                num_threads=min(8, os.cpu_count() or 1) if num_threads is None else num_threads,
+            )
+        except OSError as error:  # Its wheel leaves libraries of graphics and windows to the system.
+            missing = re.search(r"\S+\.so\S*(?=: cannot open)", str(error))
+            raise EnvironmentUnavailableError(
+                f"Procgen's library cannot be loaded here ({missing[0] if missing else one_line(str(error), 200)}"
+                f"{' is missing' if missing else ''}): install what it needs, on Debian and Ubuntu with "
+                "'apt install libgl1 libglib2.0-0'."
+            ) from error
 
     def observe(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
         """See :meth:`VecEnv.observe`; frames are (N, 64, 64, 3)."""

@@ -43,31 +43,42 @@ class Muon(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; the kernels' gradients are gone afterwards."""
         group = self.param_groups[1]
-        rate = _KERNEL_RATE * group["lr"]
+        by_shape: dict[torch.Size, list[Tensor]] = {}
         for kernel in group["params"]:
-            if kernel.grad is None:
-                continue
-            state = self.state[kernel]
-            if not state:  # AdamW expects a step in every state.
-                state.update(step=torch.zeros((), device=kernel.device), momentum=torch.zeros_like(kernel))
-            momentum = state["momentum"].mul_(_MOMENTUM).add_(kernel.grad)
-            update = orthogonalized((kernel.grad + _MOMENTUM * momentum).flatten(1)).view_as(kernel)
-            kernel.mul_(1 - group["lr"] * group["weight_decay"])
-            kernel.sub_(update, alpha=rate * max(1.0, len(kernel) / kernel[0].numel()) ** 0.5)
-            kernel.grad = None  # so that AdamW leaves it alone
+            if kernel.grad is not None:
+                by_shape.setdefault(kernel.shape, []).append(kernel)
+        for shape, kernels in by_shape.items():  # Together, because many small operations are what takes the time.
+            gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+            momenta = [self._momentum(kernel) for kernel in kernels]
+            torch._foreach_mul_(momenta, _MOMENTUM)
+            torch._foreach_add_(momenta, gradients)
+            nesterov = torch.stack(torch._foreach_add(gradients, momenta, alpha=_MOMENTUM))
+            updates = orthogonalized(nesterov.flatten(2)).view_as(nesterov).unbind()
+            rate = _KERNEL_RATE * group["lr"] * max(1.0, shape[0] / shape[1:].numel()) ** 0.5
+            torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(kernels, updates, alpha=rate)
+            for kernel in kernels:
+                kernel.grad = None  # so that AdamW leaves it alone
         return super().step(closure)
 
+    def _momentum(self, kernel: Tensor) -> Tensor:
+        state = self.state[kernel]
+        if not state:  # AdamW expects a step in every state.
+            state.update(step=torch.zeros((), device=kernel.device), momentum=torch.zeros_like(kernel))
+        momentum: Tensor = state["momentum"]
+        return momentum
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """A matrix (m, n) with the same singular vectors and singular values of about 1 (0.7 to 1.2), in its dtype.
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Matrices (..., m, n) with the same singular vectors and singular values of about 1 (0.7 to 1.2), in their dtype.
 
     Five Newton-Schulz iterations in bfloat16, with Muon's coefficients.
     """
     a, b, c = _NEWTON_SCHULZ
-    tall = len(matrix) > matrix.shape[1]
-    x: Tensor = (matrix.T if tall else matrix).bfloat16()
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x: Tensor = (matrices.mT if tall else matrices).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
