@@ -6,6 +6,7 @@ A group is a dataclass whose fields are annotated as Typer options; :func:`group
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -77,7 +78,7 @@ Devices = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Devices of this machine that train the model together, each on its share of every batch: GPUs, or "
+        help="Devices of this machine that train a model of stage 1 or 2 together, each on its share of every batch: GPUs, or "
         "processes on the CPU. For several machines there is torchrun.",
     ),
 ]
@@ -88,6 +89,17 @@ RunPath = Annotated[
         help="A run directory, or a folder of one game or seed in it; the run's configuration is used.",
     ),
 ]
+
+
+def share(devices: int) -> None:
+    """Start this command line once more on each of several devices, wait for them, and end as they do."""
+    if devices == 1:
+        return
+    from lapo_cli.core import distributed
+
+    if not distributed.is_started():
+        raise typer.Exit(distributed.launch(sys.argv[1:], devices))
+
 
 _CONFIGURATION = "Configuration"
 _OUTPUT = "Output"

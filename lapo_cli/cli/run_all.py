@@ -7,6 +7,7 @@ import typer
 
 from lapo_cli.cli.options import (
     Baselines,
+    Devices,
     Execution,
     GameName,
     Logging,
@@ -16,6 +17,7 @@ from lapo_cli.cli.options import (
     Reconfigure,
     Scratch,
     Seed,
+    share,
 )
 from lapo_cli.cli.tables import plan_table, stage_table, summary_parts
 from lapo_cli.cli.terminal import terminal
@@ -53,6 +55,7 @@ def run_all(
         typer.Option(metavar="KEY=VALUE", help="A setting of the launcher; repeatable.", show_default="none"),
     ] = None,
     scratch: Scratch = None,
+    devices: Devices = 1,
     baselines: Baselines = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
@@ -84,6 +87,7 @@ def run_all(
             launcher_settings=tuple(launcher_set or ()),
             scratch=scratch,
             baselines=baselines,
+            devices=devices,
         )
         if dry_run:
             planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
@@ -111,6 +115,7 @@ def run_chain(
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     scratch: Scratch = None,
+    devices: Devices = 1,
     baselines: Baselines = False,
 ) -> None:
     """Run all of one game and seed: what 'run-all' does for each, as a job of its own.
@@ -126,6 +131,7 @@ def run_chain(
         where = run_dir or Path("runs", preset or "paper")
         is_new = preset is not None or not (where / "run.yaml").exists()
         config = overrides.on_preset(preset or "paper") if is_new else None
+        share(devices)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir

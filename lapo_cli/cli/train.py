@@ -1,6 +1,5 @@
 """``lapo train-idm``, ``train-policy``, ``decode-offline``, ``finetune-online`` and ``run-stage``: one stage each."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +16,7 @@ from lapo_cli.cli.options import (
     Reconfigure,
     RunPath,
     Seed,
+    share,
 )
 from lapo_cli.cli.tables import stage_table
 from lapo_cli.cli.terminal import Terminal, terminal
@@ -50,7 +50,7 @@ def train_idm(
         if others:
             raise UsageError("Only one game can be trained at a time: name one, or use 'lapo run-all --games'.")
         config = overrides.on_preset(preset)
-        _share(devices)
+        share(devices)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
@@ -71,7 +71,7 @@ def train_policy(
     """Stage 2: learn a policy over latent actions by behaviour cloning."""
     with terminal(output) as here:
         run = overrides.on_run(path)
-        _share(devices)
+        share(devices)
         _run_below(here, run, "policy", path, execution.options(wandb=logging.wandb))
 
 
@@ -131,16 +131,6 @@ def run_stage(
     """Run any stage by its name, for example one that a plugin adds."""
     with terminal(output) as here:
         _run_below(here, overrides.on_run(path), stage, path, execution.options(wandb=logging.wandb))
-
-
-def _share(devices: int) -> None:
-    """Start this command line once more on each of several devices, wait for them, and end as they do."""
-    if devices == 1:
-        return
-    from lapo_cli.core import distributed
-
-    if not distributed.is_started():
-        raise typer.Exit(distributed.launch(sys.argv[1:], devices))
 
 
 def _run_below(here: Terminal, run: "RunDir", stage: str, path: Path, options: "Options") -> None:

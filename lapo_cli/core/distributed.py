@@ -29,7 +29,8 @@ from lapo_cli.core.interrupts import INTERRUPTED
 
 _T = TypeVar("_T")
 _LOST = ("closed by peer", "reset by peer", "Broken pipe")
-_TIMEOUT = timedelta(hours=12)  # The others wait for as long as what the main process does alone may take.
+_TIMEOUT = timedelta(days=30)  # The others wait for as long as what the main process does alone may take.
+_alone = False
 
 
 def is_started() -> bool:
@@ -38,7 +39,9 @@ def is_started() -> bool:
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Number of processes; 1 in what the main process does alone."""
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -178,10 +181,20 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def on_main(work: Callable[[], _T]) -> _T:
-    """What the main process gets from ``work``, in all of them once it is done; what it raises is raised in all."""
+    """What the main process gets from ``work``, in all of them once it is done; what it raises is raised in all.
+
+    For ``work`` the main process is the only one.
+    """
+    global _alone
     if world_size() == 1:
         return work()
-    result, error = _attempt(work) if is_main() else (None, None)
+    result, error = None, None
+    if is_main():
+        _alone = True
+        try:
+            result, error = _attempt(work)
+        finally:
+            _alone = False
     outcome: list[Any] = [result, None if error is None else sendable(error)]
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:

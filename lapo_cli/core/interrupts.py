@@ -5,6 +5,7 @@ while a parent process forwards what it got.
 """
 
 import atexit
+import ctypes
 import math
 import os
 import signal
@@ -19,6 +20,7 @@ INTERRUPTED = 130
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 _ATTEMPT_SECONDS, _MOST_ATTEMPTS = 0.02, 1000  # to interrupt an import that does not end
 _last_request = -math.inf
 _awaits_import = False  # Whether a request came during an import and is still to be delivered.
@@ -48,6 +50,11 @@ def _handled_by(
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)
+
+
+def end_with_parent() -> None:
+    """In a new process, before its program starts: have it interrupted when the one that started it has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from lapo_cli.core import distributed, files
 from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config, Section, section_of
@@ -35,7 +37,7 @@ from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.reference import with_references
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
-from lapo_cli.core.launchers.base import LAUNCHERS, Launcher, Needs
+from lapo_cli.core.launchers.base import LAUNCHERS, Launcher, Needs, run_command
 from lapo_cli.core.needs import needs
 from lapo_cli.core.play.server import Server
 from lapo_cli.core.play.session import Session
@@ -66,6 +68,7 @@ class Options:
         launcher_settings: its settings, as ``KEY=VALUE`` words.
         scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
         baselines: include the ceilings and peer methods in ``run-all``.
+        devices: of a chain's machine that train its models of stages 1 and 2 together.
     """
 
     device: str = "auto"
@@ -77,6 +80,7 @@ class Options:
     launcher_settings: tuple[str, ...] = ()
     scratch: Path | None = None
     baselines: bool = False
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,18 @@ def _ready(run: RunDir, stage: Stage, seed_dirs: list[SeedDir], options: Options
     if distributed.world_size() > 1:
         if not stage.parallel:
             raise UsageError(f"Stage '{stage.name}' is trained by one process: run it without torchrun.")
-        config = stage.configure(run.config).model_dump()
-        for section in stage.sections:
-            distributed.part(section_of(config, section).get("batch_size", 0))
+        _require_shares(run.config, stage)
     contexts = [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]
     for ctx in contexts:
         stages.stage_key(ctx, stage)
     return contexts
+
+
+def _require_shares(config: Config, stage: Stage) -> None:
+    """Raise a UsageError if the processes cannot share a stage's batches evenly."""
+    sections = stage.configure(config).model_dump()
+    for section in stage.sections:
+        distributed.part(section_of(sections, section).get("batch_size", 0))
 
 
 def label(
@@ -271,6 +280,9 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
 def run_chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
     """All of one game and seed, from data to evaluated policies, as :func:`run_all` does it; no table is made.
 
+    By this process, or by all that torchrun started: they share the trainings that can be, and the main process does
+    the rest while the others wait.
+
     Any number of calls may work on one run at a time; a second one for the same game and seed waits for the first.
 
     Returns:
@@ -280,12 +292,22 @@ def run_chain(run: RunDir, game: str, seed: int, options: Options, progress: Pro
         RunDirError: with ``fresh``, another process works on this game and seed.
         LapoError: it could not be finished.
     """
-    _compute(run, options)
-    SOURCES.get(run.config.data.source)
-    run.save()
-    if options.fresh:
-        _start_over([run.seed_dir(game, seed)], chain(run.config, baselines=options.baselines))
-    return Chain(run, game, seed, replace(options, fresh=False)).run_stages(options.device, progress)
+    included = chain(run.config, baselines=options.baselines)
+
+    def prepare() -> None:
+        SOURCES.get(run.config.data.source)
+        run.save()
+        if options.fresh:
+            _start_over([run.seed_dir(game, seed)], included)
+
+    with distributed.processes():
+        distributed.on_all(lambda: _compute(run, options))
+        for stage in included:
+            if stage.parallel:
+                _require_shares(run.config, stage)
+        distributed.on_main(prepare)
+        here = progress if distributed.is_main() else Silent()
+        return Chain(run, game, seed, replace(options, fresh=False)).run_stages(options.device, here)
 
 
 def _start_over(seed_dirs: list[SeedDir], included: list[Stage]) -> None:
@@ -350,12 +372,18 @@ class Chain:
         return self.run.path
 
     @property
+    def devices(self) -> int:
+        """See :class:`Job`."""
+        return self.options.devices
+
+    @property
     def command(self) -> list[str]:
         """``lapo run-chain``, by this interpreter, with all that the work depends on."""
         options = self.options
         words: list[str | Path] = [sys.executable, "-m", "lapo_cli", "run-chain", self.game, "--seed", str(self.seed)]
         words += ["--run-dir", self.folder, "--data-dir", options.data_dir, "--device", options.device]
         words += [] if options.scratch is None else ["--scratch", options.scratch]
+        words += [] if self.devices == 1 else ["--devices", str(self.devices)]
         words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
         words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
         words += [word for override in self.run.overrides() for word in ("--set", override)]
@@ -368,37 +396,64 @@ class Chain:
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""
-        self.run_stages(device, progress)
+        if self.devices == 1:
+            self.run_stages(device, progress)
+        else:
+            self._run_command(device, progress)
 
     def run_stages(self, device: str, progress: Progress) -> list[StageResult]:
-        """The same, and how each stage ended.
+        """The same, and how each stage ended; by all processes that torchrun started.
 
         A second process with the same chain waits: it may be another attempt, begun while the first is still writing
         its checkpoint.
         """
-        seed_dir, options = self.run.seed_dir(self.game, self.seed), replace(self.options, device=device)
-        ctx = _context(self.run, seed_dir, options, progress)
-        data = self.run.config.data
-        results = []
-        progress.log(f"{self.title} needs {self.needs()}.")
+        options = replace(self.options, device=device)
+        ctx = _context(self.run, self.run.seed_dir(self.game, self.seed), options, progress)
         # Before the lock, which makes the folder of the game: without data there is to be none.
-        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+        distributed.on_main(lambda: self._get_data(progress))
         if options.scratch is not None:
-            copy_stores(self.game, options.data_dir, options.scratch, progress)
             ctx = replace(ctx, data_dir=options.scratch)
-        with seed_dir.lock(progress):
+        results = []
+        with ExitStack() as stack:
+            distributed.on_main(partial(stack.enter_context, ctx.seed_dir.lock(progress)))
             for stage in chain(self.run.config, baselines=options.baselines):
-                reason = stage.applicable(ctx)
+                reason = distributed.on_main(partial(stage.applicable, ctx))
                 if reason is not None:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
                     continue
-                results.append(stages.run_stage(ctx, stage))
+                work = partial(stages.run_stage, ctx, stage)
+                results.append(work() if stage.parallel else distributed.on_main(work))
                 if results[-1].skipped:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
-            for candidate in candidates(ctx):
-                episodic_returns(ctx, candidate)
-            measure(ctx)
+            distributed.on_main(lambda: _evaluate(ctx))
         return results
+
+    def _get_data(self, progress: Progress) -> None:
+        options, data = self.options, self.run.config.data
+        progress.log(f"{self.title} needs {self.needs()}.")
+        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+        if options.scratch is not None:
+            copy_stores(self.game, options.data_dir, options.scratch, progress)
+
+    def _run_command(self, device: str, progress: Progress) -> None:
+        """Run :attr:`command`, whose processes take this GPU and those after it."""
+        environment, first = dict(os.environ), device.removeprefix("cuda:")
+        if first.isdigit():
+            count = torch.cuda.device_count()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+            taken = [visible[(int(first) + number) % count] for number in range(self.devices)]
+            environment["CUDA_VISIBLE_DEVICES"], device = ",".join(taken), "cuda"
+        words = replace(self, options=replace(self.options, device=device)).command
+        log = self.folder / "devices" / f"{self.game}-{self.seed}.log"
+        progress.log(f"{self.title} is trained by {self.devices} processes, whose progress is in {log}.")
+        run_command(words, environment, log)
+
+
+def _evaluate(ctx: Context) -> None:
+    """Play every policy of a game and seed, and measure its latent actions; what has been kept is not made again."""
+    for candidate in candidates(ctx):
+        episodic_returns(ctx, candidate)
+    measure(ctx)
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:

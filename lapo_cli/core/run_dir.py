@@ -482,7 +482,7 @@ def _require_same(run: RunDir, config: Config) -> None:
 def _changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys whose values differ, apart from those that no training depends on."""
     before, after = _flat(old.model_dump()), _flat(new.model_dump())
-    harmless = ("evaluation.", "checkpoint_seconds")
+    harmless = ("evaluation.", "checkpoint_seconds", "extra_stages")
     return [key for key in after if before.get(key) != after[key] and not key.startswith(harmless)]
 
 

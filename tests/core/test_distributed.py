@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor
 
 from lapo_cli.core import distributed
@@ -24,7 +25,7 @@ from lapo_cli.core.models.batch_norm import BatchNorm2d
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.quantizers.vq import VectorQuantizer
 from lapo_cli.core.models.world_model import WorldModel
-from lapo_cli.core.pipeline import Options, run_stage
+from lapo_cli.core.pipeline import Options, run_chain, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.stages.idm import joint_loss
@@ -92,6 +93,11 @@ def _computed() -> dict[str, dict[str, Tensor]]:
     return {"batch norm": _batch_norm(), "quantizer": _quantizer(), "gradients": _gradients()}
 
 
+def _alone_in_main() -> list[Any]:
+    """How many processes there are for what the main one does alone, and then."""
+    return [distributed.on_main(distributed.world_size), distributed.world_size()]
+
+
 def _failed(work: Callable[[], Any], together: Callable[[Callable[[], Any]], Any]) -> list[str]:
     try:
         together(work)
@@ -111,6 +117,7 @@ def _agreement() -> dict[str, Any]:
         "any": distributed.any_of(ours == 1, False, True),
         "main's": distributed.on_main(lambda: ours),
         "own": distributed.on_all(lambda: ours),
+        "alone": _alone_in_main(),
         "main failed": _failed(lambda: _fail_on(0), distributed.on_main),
         "another failed": _failed(lambda: _fail_on(1), distributed.on_all),
         "uneven": _failed(lambda: distributed.part(7), distributed.on_all)[:1],
@@ -163,6 +170,7 @@ def test_processes_agree_on_flags_results_and_errors(of_two: list[dict[str, Any]
             "any": [True, False, True],
             "main's": 0,
             "own": rank,
+            "alone": [1, 2],
             "main failed": ["DiskFullError", "The disk of 0 is full."],
             "another failed": ["DiskFullError", "The disk of 1 is full."],
             "uneven": ["UsageError"],
@@ -283,3 +291,68 @@ def test_torchrun_trains_stage_2_as_one_process_does(
     assert [stage["stage"] for stage in document["stages"]] == ["policy"]
     name = "losses/imitation"
     assert _curve(two, "policy", name) == pytest.approx(_curve(one, "policy", name), rel=1e-5)
+
+
+def _chain(run: Path, *words: str | Path) -> tuple[str | Path, ...]:
+    return ("--preset", "paper", "--run-dir", run, *words)
+
+
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
+def test_a_chain_of_two_processes_shares_what_can_be_shared(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    one, two, moved = (tmp_path / name for name in ("one", "two", "moved"))
+    expected = run_chain(RunDir.create(one, tiny(*_SETTINGS), "paper"), "maze", 0, Options("cpu", data_dir), Silent())
+    document, errors = _finish(_start(data_dir, "run-chain", "maze", *_chain(two), "--devices", "2"))
+    assert errors == ""
+    assert [stage["stage"] for stage in document["stages"]] == [stage.stage for stage in expected]
+    # Stage 2 imitates what stage 1 has made, with its rounding.
+    for stage, name, error in (("idm", "losses/total", 1e-5), ("policy", "losses/imitation", 1e-2)):
+        assert _curve(two, stage, name)[:3] == pytest.approx(_curve(one, stage, name)[:3], rel=error)
+        assert "2 x" in yaml.safe_load((two / "maze" / "seed-0" / stage / "config.yaml").read_text())["device"]
+    evaluated = [sorted(file.name for file in (run / "maze/seed-0/evaluation").glob("*.json")) for run in (one, two)]
+    assert evaluated[0] == evaluated[1]
+
+    # From its first two stages on, what one process makes of them is bit for bit what two made.
+    shutil.copytree(two, moved)
+    for stage in ("offline", "online", "scratch"):
+        shutil.rmtree(moved / "maze" / "seed-0" / stage)
+    again = run_chain(RunDir.open(moved), "maze", 0, Options("cpu", data_dir), Silent())
+    assert {stage.stage for stage in again if stage.skipped} == {"idm", "policy"}
+    for stage in ("offline", "online", "scratch"):
+        for name, value in _weights(two, stage).items():
+            assert torch.equal(value, _weights(moved, stage)[name]), (stage, name)
+
+
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_run_all_by_two_processes_ends_with_them_and_resumes(
+    tmp_path: Path, data_dir: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    words = ("run-all", "--games", "maze", *_chain(run), "--devices", "2", "--set", "stage1.steps=150")
+    process = _start(data_dir, *words)
+    stage = run / "maze" / "seed-0" / "idm"
+    _wait_for_update(process, stage, 3)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    log = run / "devices" / "maze-0.log"
+    until = time.monotonic() + 120
+    while not (ended := "Interrupted" in log.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert ended
+    before = len(read_metrics(stage))
+    document, errors = _finish(_start(data_dir, *words))
+    assert document["failures"] == []
+    assert before < 100  # It was in the middle.
+    assert [line["step"] for line in read_metrics(stage) if "losses/total" in line] == list(range(1, 151))
+
+
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
+def test_what_stops_the_processes_of_a_chain_is_its_failure(tmp_path: Path, data_dir: Path) -> None:
+    words = ("run-all", "--games", "maze", *_chain(tmp_path / "run"), "--devices", "2", "--set", "stage2.batch_size=15")
+    document, errors = _finish(_start(data_dir, *words), 1)
+    (failure,) = document["failures"]
+    assert failure["message"].startswith("A batch of 15 cannot be shared evenly by 2 processes")
+    assert not (tmp_path / "run" / "maze").exists()

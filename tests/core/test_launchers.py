@@ -42,6 +42,7 @@ class _Work:
 
     title: str
     folder: Path
+    devices: int = 1
 
     def __call__(self, device: str, progress: Progress) -> None:
         with progress.task(self.title, 3, "steps", 1) as task:
@@ -70,6 +71,7 @@ class _Hold:
 
     title: str
     folder: Path
+    devices: int = 1
 
     def __call__(self, device: str, progress: Progress) -> None:
         with FileLock(self.folder / f"{self.title}.lock"):

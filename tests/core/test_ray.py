@@ -54,6 +54,7 @@ class _Work:
 
     title: str
     folder: Path
+    devices: int = 1
 
     @property
     def command(self) -> list[str]:

@@ -329,3 +329,10 @@ def test_who_may_wait_gets_the_lock_when_its_holder_dies(tmp_path: Path) -> None
         assert holder.stdout.readline() == b"held\n"
         with seed_dir.lock(_KillOnWaiting(holder)):
             assert holder.wait() == -9
+
+
+def test_a_run_may_be_given_further_stages(tmp_path: Path, tiny: Callable[..., Config]) -> None:
+    RunDir.create(tmp_path / "run", tiny(), "paper")
+    more = RunDir.prepare(tmp_path / "run", tiny("extra_stages=relabel"), "paper")
+    assert more.config.extra_stages == ("relabel",)
+    assert RunDir.open(tmp_path / "run").config.extra_stages == ()

@@ -32,6 +32,7 @@ class _Shell:
     title: str
     line: str
     folder: Path
+    devices: int = 1
 
     @property
     def command(self) -> list[str]:
@@ -129,6 +130,12 @@ def test_the_script_asks_for_what_the_jobs_need(tmp_path: Path) -> None:
     ):
         assert f"#SBATCH {line}\n" in text
     assert "--gres" not in _SLURM.preview(jobs, slots=None, device="cpu", settings=_settings(gpus=None))
+    shared = [_Shell("a", "true", tmp_path, devices=4)]
+    text = _SLURM.preview(shared, slots=None, device="auto", settings=_settings(gpus=None, cpus=2))
+    assert "#SBATCH --gres=gpu:4" in text
+    assert "#SBATCH --cpus-per-task=8" in text
+    assert "#SBATCH --mem=200M" in text
+    assert "export OMP_NUM_THREADS=2" in text
     file = tmp_path / "script"
     file.write_text(text)
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}

@@ -3,13 +3,16 @@
 A launcher is one file: a subclass of :class:`Launcher` and ``LAUNCHERS.register(MyLauncher())``.
 """
 
+import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from lapo_cli.core.errors import LapoError, one_line
 from lapo_cli.core.files import human_bytes
+from lapo_cli.core.interrupts import end_with_parent
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.registry import Registry
 
@@ -45,6 +48,7 @@ class Job(Protocol):
         title: what messages call it.
         command: the words of a command line that does the same work.
         folder: where files of the launcher itself may go, such as logs; the same for all jobs.
+        devices: how many GPUs, or processes on the CPU, it trains one model on.
     """
 
     @property
@@ -56,11 +60,48 @@ class Job(Protocol):
     @property
     def folder(self) -> Path: ...
 
+    @property
+    def devices(self) -> int: ...
+
     def needs(self) -> Needs:
         """What it will take, before it starts."""
 
     def __call__(self, device: str, progress: Progress) -> None:
-        """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it."""
+        """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it; the first of several."""
+
+
+def run_command(words: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    """Run a command that does a job, in place of this process, and with the same life.
+
+    Args:
+        words: of the command line.
+        environment: its variables.
+        log: the file that gets what it prints.
+
+    Raises:
+        LapoError: it failed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        # In a session of its own, so that it is interrupted by this process alone, and once.
+        process = subprocess.Popen(
+            words, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=end_with_parent
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
+    if code:
+        raise LapoError(last_error(log) or f"its process ended with exit code {code}: see {log}.")
+
+
+def last_error(log: Path) -> str | None:
+    """What a command that ran a job said of its failure, by what it printed; None if nothing."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    return one_line(said[-1]) if said else None
 
 
 class Launcher(ABC):

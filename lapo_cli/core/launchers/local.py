@@ -61,7 +61,7 @@ def _side_by_side(
     jobs: Sequence[Job], slots: int, device: str, progress: Progress
 ) -> Iterator[tuple[Job, Exception | None]]:
     waiting = deque(jobs)
-    devices = deque(_devices(slots, device))
+    devices = deque(_devices(slots, device, jobs[0].devices))
     working: dict[Connection, _Worker] = {}
     resource_tracker.ensure_running()  # Else it is started with the first process, and ends the postponement below.
     try:
@@ -81,13 +81,13 @@ def _side_by_side(
         _stop(list(working.values()))
 
 
-def _devices(slots: int, device: str) -> list[str]:
-    """The device of every slot: GPUs in turn, where the choice is left to us and there are any."""
+def _devices(slots: int, device: str, each: int) -> list[str]:
+    """The first device of every slot: GPUs in turn, where the choice is left to us and there are any."""
     if device in ("auto", "cuda"):
         import torch  # Late, because it is slow to load and the command line lists launchers.
 
         if torch.cuda.is_available():
-            return [f"cuda:{slot % torch.cuda.device_count()}" for slot in range(slots)]
+            return [f"cuda:{slot * each % torch.cuda.device_count()}" for slot in range(slots)]
     return [device] * slots
 
 

@@ -42,9 +42,9 @@ class RaySettings(Section):
     address: str | None = Field(
         None, description="Address of a running cluster; by default RAY_ADDRESS, else a private Ray is started here."
     )
-    cpus: float = Field(1.0, ge=0, description="CPU cores that a task takes.")
+    cpus: float = Field(1.0, ge=0, description="CPU cores that a task takes, for each of its devices.")
     gpus: float | None = Field(
-        None, ge=0, description="GPUs that a task takes, also a fraction; by default one if the cluster has any."
+        None, ge=0, description="GPUs that a task takes, also a fraction; by default all its devices, if there are any."
     )
     retries: int = Field(3, ge=-1, description="How often a task whose worker was lost is started again; -1: always.")
 
@@ -141,18 +141,18 @@ def _connect(ray: Any, settings: RaySettings) -> None:
 def _run(
     ray: Any, jobs: Sequence[Job], slots: int | None, device: str, progress: Progress, settings: RaySettings
 ) -> Iterator[tuple[Job, Exception | None]]:
-    gpus = settings.gpus
+    gpus, devices = settings.gpus, jobs[0].devices
     if gpus is None:
-        gpus = float(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+        gpus = devices * float(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
     if gpus == 0 and device == "auto":
         device = "cpu"  # Ray hides no GPU from a task that takes none.
-    memory = max(job.needs().memory for job in jobs)
-    _say_if_none_fits(ray, {"CPU": settings.cpus, "GPU": gpus, "memory": float(memory)}, progress)
+    cpus, memory = devices * settings.cpus, devices * max(job.needs().memory for job in jobs)
+    _say_if_none_fits(ray, {"CPU": cpus, "GPU": gpus, "memory": float(memory)}, progress)
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True
     )
     board = ray.remote(_Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
-    task = ray.remote(_work).options(num_cpus=settings.cpus, num_gpus=gpus, memory=memory, max_retries=settings.retries)
+    task = ray.remote(_work).options(num_cpus=cpus, num_gpus=gpus, memory=memory, max_retries=settings.retries)
     common = lapo_cli.__version__, loaded_plugins(), device
     waiting = deque(jobs)
     working: dict[Any, Job] = {}

@@ -22,7 +22,7 @@ from lapo_cli.core.config import Section
 from lapo_cli.core.errors import LapoError, UsageError, one_line
 from lapo_cli.core.files import atomic_write_text
 from lapo_cli.core.interrupts import INTERRUPTED
-from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
+from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher, last_error
 from lapo_cli.core.progress import Progress
 
 _CANCEL_SECONDS = 120.0  # SLURM itself kills what does not end within its KillWait.
@@ -38,8 +38,8 @@ class SlurmSettings(Section):
     partition: _Word | None = Field(None, description="Partition; the cluster's default if none is given.")
     account: _Word | None = Field(None, description="Account that is charged.")
     minutes: int | None = Field(None, ge=2, description="Time limit, after which a task is requeued and resumes.")
-    cpus: int = Field(2, ge=1, description="CPU cores of a task.")
-    gpus: int | None = Field(None, ge=0, description="GPUs of a task; by default one, and none with --device cpu.")
+    cpus: int = Field(2, ge=1, description="CPU cores of a task, for each of its devices.")
+    gpus: int | None = Field(None, ge=0, description="GPUs of a task; by default its devices; none with --device cpu.")
     memory_mb: int | None = Field(None, ge=1, description="Memory of a task in MB; by default what it needs.")
     grace: int = Field(90, ge=1, le=3600, description="Seconds before the time limit in which to write a checkpoint.")
     retries: int = Field(3, ge=0, description="How often a task that was killed is requeued.")
@@ -128,9 +128,7 @@ class _Array:
         if code is None or code >= 128 or code == INTERRUPTED:
             why = "cancelled" if code is None or code in (INTERRUPTED, 143) else f"killed (exit code {code})"
             return LapoError(f"its SLURM task was {why}, perhaps for lack of memory or time: see {log}.")
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        said = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
-        return LapoError(one_line(said[-1]) if said else f"its SLURM task failed with exit code {code}: see {log}.")
+        return LapoError(last_error(log) or f"its SLURM task failed with exit code {code}: see {log}.")
 
     def cancel(self, poll: float) -> None:
         """Cancel what waits, have what runs write its checkpoint, and wait for that."""
@@ -172,13 +170,14 @@ def _submitted(
 
 
 def _script(jobs: Sequence[Job], slots: int | None, device: str, settings: SlurmSettings, folder: Path) -> str:
-    gpus = settings.gpus if settings.gpus is not None else int(device != "cpu")
-    memory = settings.memory_mb or math.ceil(max(job.needs().memory for job in jobs) / 1e6)
+    devices = jobs[0].devices
+    gpus = settings.gpus if settings.gpus is not None else devices * (device != "cpu")
+    memory = settings.memory_mb or math.ceil(devices * max(job.needs().memory for job in jobs) / 1e6)
     limit = "" if slots is None else f"%{slots}"
     options = [
         "--job-name=lapo",
         f"--array=0-{len(jobs) - 1}{limit}",
-        f"--cpus-per-task={settings.cpus}",
+        f"--cpus-per-task={settings.cpus * devices}",
         f"--mem={memory}M",
         *([f"--gres=gpu:{gpus}"] if gpus else []),
         *([f"--partition={settings.partition}"] if settings.partition else []),
@@ -194,6 +193,7 @@ def _script(jobs: Sequence[Job], slots: int | None, device: str, settings: Slurm
     return _TEMPLATE.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
         tasks=tasks,
+        cpus=settings.cpus,
         retries=settings.retries,
         exit=shlex.quote(str(folder)),
     )
@@ -218,7 +218,7 @@ case $SLURM_ARRAY_TASK_ID in
 {tasks}
 esac
 
-export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
+export OMP_NUM_THREADS={cpus}
 trap 'ending=limit; kill -TERM "$!"' USR1  # The time limit is near.
 trap 'ending=${{ending:-stop}}; kill -TERM "$!"' TERM  # Preempted, which SLURM requeues, or cancelled.
 "$@" &

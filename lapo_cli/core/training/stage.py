@@ -184,7 +184,8 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
         MissingInputError: an earlier stage is not finished, or data is not there.
     """
     folder = ctx.seed_dir.stage(stage.name)
-    precision, begun = distributed.on_main(lambda: _begin(ctx, stage, folder))
+    device = ctx.compute.name
+    precision, begun = distributed.on_main(lambda: _begin(ctx, stage, folder, device))
     if begun:
         ctx = ctx.with_precision(precision)
         torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
@@ -194,7 +195,7 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
     return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped=not begun)
 
 
-def _begin(ctx: Context, stage: Stage, folder: StageDir) -> tuple[str, bool]:
+def _begin(ctx: Context, stage: Stage, folder: StageDir, device: str) -> tuple[str, bool]:
     """The precision to work in, and whether there is anything to do."""
     key = stage_key(ctx, stage)
     if ctx.config.precision == "auto" and not ctx.fresh:
@@ -202,7 +203,7 @@ def _begin(ctx: Context, stage: Stage, folder: StageDir) -> tuple[str, bool]:
         same = {**key, "precision": earlier.get("precision")}
         if earlier.get("key") == fingerprint(same):
             key = same
-    begun = folder.begin(key, fresh=ctx.fresh, label=stage.label, device=ctx.compute.name)
+    begun = folder.begin(key, fresh=ctx.fresh, label=stage.label, device=device)
     return key["precision"], begun
 
 
