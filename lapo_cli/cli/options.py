@@ -78,8 +78,8 @@ Devices = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Devices of this machine that train a model of stage 1 or 2 together, each on its share of every batch: GPUs, or "
-        "processes on the CPU. For several machines there is torchrun.",
+        help="Devices of this machine that train a model of stage 1 or 2 together, each on its share of every batch: "
+        "GPUs, or processes on the CPU. For several machines there is torchrun.",
     ),
 ]
 RunPath = Annotated[

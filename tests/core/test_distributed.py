@@ -343,7 +343,7 @@ def test_run_all_by_two_processes_ends_with_them_and_resumes(
         time.sleep(0.1)
     assert ended
     before = len(read_metrics(stage))
-    document, errors = _finish(_start(data_dir, *words))
+    document, _ = _finish(_start(data_dir, *words))
     assert document["failures"] == []
     assert before < 100  # It was in the middle.
     assert [line["step"] for line in read_metrics(stage) if "losses/total" in line] == list(range(1, 151))
@@ -352,7 +352,7 @@ def test_run_all_by_two_processes_ends_with_them_and_resumes(
 @pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
 def test_what_stops_the_processes_of_a_chain_is_its_failure(tmp_path: Path, data_dir: Path) -> None:
     words = ("run-all", "--games", "maze", *_chain(tmp_path / "run"), "--devices", "2", "--set", "stage2.batch_size=15")
-    document, errors = _finish(_start(data_dir, *words), 1)
+    document, _ = _finish(_start(data_dir, *words), 1)
     (failure,) = document["failures"]
     assert failure["message"].startswith("A batch of 15 cannot be shared evenly by 2 processes")
     assert not (tmp_path / "run" / "maze").exists()

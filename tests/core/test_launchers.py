@@ -156,6 +156,7 @@ def test_a_plugin_is_loaded_where_its_jobs_run(tmp_path: Path, monkeypatch: pyte
         "class Touch:\n"
         "    title: str\n"
         "    folder: pathlib.Path\n"
+        "    devices: int = 1\n"
         "    def __call__(self, device, progress):\n"
         "        (self.folder / self.title).touch()\n"
     )
