@@ -17,6 +17,7 @@ from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.metrics import EVALUATED, read_metrics
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
@@ -44,11 +45,13 @@ def test_clones_start_from_the_latent_policy_where_they_are_to(context: MakeCont
 
 def test_ppo_continues_with_the_last_layers_of_the_clone(context: MakeContext) -> None:
     rates = [f"online.{layer}.{key}=0" for layer in ("action_head", "hidden") for key in ("start", "peak")]
-    ctx = context(*_SMALL, "online.steps=768", *rates)
+    ctx = context(*_SMALL, "online.steps=768", "evaluation.curve_points=1", *rates)
     for name in ("idm", "policy"):
         run(ctx, name)
     results = run(ctx, "online-relabel").results
     assert results["env_steps"] == 768  # 256 of random play among them
+    curve = [line["step"] for line in read_metrics(ctx.seed_dir.stage("online-relabel").path) if EVALUATED in line]
+    assert curve == [256, 768]
     clone, tuned = _weights(ctx, "online-relabel/clone"), _weights(ctx, "online-relabel")
     changed = {name for name, value in clone.items() if not torch.equal(value, tuned[name])}
     assert {name.split(".")[2] for name in changed if name.startswith("agent.policy")} == {"head", "hidden"}

@@ -7,6 +7,7 @@ while a run is going on.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
@@ -17,6 +18,8 @@ from typing_extensions import TypedDict
 
 from lapo_cli.core.errors import CorruptDataError, LapoError, RunDirError
 from lapo_cli.core.evaluation import evaluate, measurements, sheets
+from lapo_cli.core.evaluation.reference import reference_returns
+from lapo_cli.core.evaluation.summary import Key
 from lapo_cli.core.files import read_json
 from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY
@@ -249,6 +252,11 @@ class RunResults:
     def games(self) -> list[str]:
         """Names of its games."""
         return list(dict.fromkeys(seed.game for seed in self.seeds))
+
+    @cached_property
+    def references(self) -> dict[tuple[str, *Key], float]:
+        """See :func:`lapo_cli.core.evaluation.reference.reference_returns`."""
+        return reference_returns(self.run)
 
     def of(self, game: str) -> list[SeedResults]:
         """The seeds of a game."""

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import ConfigError
 from lapo_cli.core.evaluation import statistics
-from lapo_cli.core.evaluation.reference import reference_returns
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
 from lapo_cli.core.evaluation.summary import Key
 from lapo_cli.core.report import paper
@@ -63,7 +62,6 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
     rows = []
     for run in runs:
         seeds = run.of(game)
-        known = reference_returns(run.run)
         for key, policies in pooled(seeds).items():
             recorded = not policies[0].stage and policies[0].order > 0
             # All seeds of a game see the same demonstrations.
@@ -81,7 +79,7 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
                     sum(map(len, returns)),
                     len(returns),
                     paper.published(game, stage, key[1]),
-                    known.get((game, *key)),
+                    run.references.get((game, *key)),
                 )
             )
     return rows

@@ -42,12 +42,12 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config = config.model_copy(update={"steps": max(1, config.steps - before)})
     groups = agent.parameter_groups(config)
     ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
-    training = PPOLoop(ctx, stage, f"stage 3 {_NAME}", ppo)
+    training = PPOLoop(ctx, stage, f"stage 3 {_NAME}", ppo, before=before)
     for _ in training.updates():
         pass
-    env_steps = before + ppo.env_steps
-    stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=env_steps))
-    return {**training.results(), "env_steps": env_steps, "clone": cloned.require_done(_NAME)["results"]}
+    results = training.results()
+    stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
+    return {**results, "clone": cloned.require_done(_NAME)["results"]}
 
 
 def _play_steps(ctx: Context) -> int:

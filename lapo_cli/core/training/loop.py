@@ -50,6 +50,7 @@ class TrainingLoop:
         state: what the checkpoint holds, by name; already on its device.
         show: the metrics that matter most, to be shown beside the bar.
         unit: what is counted, ``scale`` of which make an update.
+        before: how many were counted before the first update.
         read_every: updates between readings of the recorded tensors.
 
     Raises:
@@ -69,10 +70,12 @@ class TrainingLoop:
         show: tuple[str, ...],
         unit: str = "step",
         scale: int = 1,
+        before: int = 0,
         read_every: int = 25,
     ) -> None:
         self._stage, self._ctx, self._title, self.total = stage, ctx, ctx.title(title), total
-        self._state, self._unit, self._scale, self._read_every = state, unit, scale, read_every
+        self._state, self._unit, self._read_every = state, unit, read_every
+        self._scale, self._before = scale, before
         self.start = 0
         self._checkpointed = 0
         checkpoint = stage.load_state()
@@ -83,8 +86,11 @@ class TrainingLoop:
         self._pending: list[Mapping[str, Tensor]] = []
         self._shown: dict[str, float] = dict.fromkeys(show, math.nan)
 
+    def _count(self, updates: int) -> int:
+        return self._before + updates * self._scale
+
     def _open_metrics(self) -> None:
-        self._metrics = MetricsLog(self._stage.path, self._ctx, resume_at=self.start * self._scale)
+        self._metrics = MetricsLog(self._stage.path, self._ctx, resume_at=self._count(self.start))
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
@@ -119,7 +125,7 @@ class TrainingLoop:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of update ``step``, and show them beside the bar."""
-        distributed.on_main(lambda: self._write((step + 1) * self._scale, values))
+        distributed.on_main(lambda: self._write(self._count(step + 1), values))
         self._shown.update({name: value for name, value in values.items() if name in self._shown})
 
     def _write(self, count: int, values: Mapping[str, float]) -> None:
@@ -127,12 +133,12 @@ class TrainingLoop:
         self._metrics.write(count, values)
 
     def __iter__(self) -> Iterator[int]:
-        done = self.start * self._scale
+        done = self._count(self.start)
         saved = time.monotonic()
         with (
             nullcontext() if self._metrics is None else closing(self._metrics),
             interruptible() as interrupted,
-            self._ctx.progress.task(self._title, self.total * self._scale, self._unit, done) as task,
+            self._ctx.progress.task(self._title, self._count(self.total), self._unit, done) as task,
         ):
             for step in range(self.start, self.total):
                 yield step
@@ -140,7 +146,7 @@ class TrainingLoop:
                 due, stop = distributed.any_of(late, interrupted.is_set())
                 if due or stop or (step + 1) % self._read_every == 0 or step + 1 == self.total:
                     self._read(step)
-                    task.update((step + 1) * self._scale, **{k: v for k, v in self._shown.items() if v == v})
+                    task.update(self._count(step + 1), **{k: v for k, v in self._shown.items() if v == v})
                 if due or stop or step + 1 == self.total:
                     self._checkpoint(step + 1)
                     saved = time.monotonic()
@@ -159,8 +165,8 @@ class TrainingLoop:
             if len(bad):
                 at = int(bad[0, 0])
                 raise TrainingDivergedError(
-                    f"{name} became {values[at].item()} at {self._unit} {(first + at + 1) * self._scale} "
-                    f"of {self._title}: the checkpoint of {self._unit} {self._checkpointed * self._scale} is kept in "
+                    f"{name} became {values[at].item()} at {self._unit} {self._count(first + at + 1)} "
+                    f"of {self._title}: the checkpoint of {self._unit} {self._count(self._checkpointed)} is kept in "
                     f"{self._stage.path}; start the stage over with a lower learning rate or precision=fp32 by --set, "
                     "and with --reconfigure where the command has it."
                 )

@@ -38,12 +38,19 @@ class PPOLoop:
         title: shown beside the progress bar.
         ppo: at its first environment step.
         state: what else the checkpoint holds, by name.
+        before: environment steps that the agent has learnt from already.
     """
 
     def __init__(
-        self, ctx: Context, stage: StageDir, title: str, ppo: PPO, state: Mapping[str, Stateful] | None = None
+        self,
+        ctx: Context,
+        stage: StageDir,
+        title: str,
+        ppo: PPO,
+        state: Mapping[str, Stateful] | None = None,
+        before: int = 0,
     ) -> None:
-        self._ppo, self._ctx = ppo, ctx
+        self._ppo, self._ctx, self._before = ppo, ctx, before
         self._episodes = _Episodes()
         per_update = ppo.config.ppo.num_envs * ppo.config.ppo.num_steps
         updates = math.ceil(ppo.config.steps / per_update)
@@ -59,6 +66,7 @@ class PPOLoop:
             unit="environment step",
             scale=per_update,
             read_every=1,
+            before=before,
         )
         if self._loop.start > 0 and not ppo.resumes_exactly:
             ctx.progress.log(
@@ -114,7 +122,7 @@ class PPOLoop:
         """The results of the stage."""
         recent = self._episodes.recent
         return {
-            "env_steps": self._ppo.env_steps,
+            "env_steps": self._before + self._ppo.env_steps,
             "training_episodes": self._episodes.count,
             "last_training_return": float(np.mean(recent)) if recent else None,
         }

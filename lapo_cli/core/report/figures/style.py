@@ -55,7 +55,7 @@ def legend_below(axes: Axes, columns: int = 2, **options: Any) -> None:
     """A legend half an inch below the axes, where it covers no data; none without labels."""
     if axes.get_legend_handles_labels()[0]:
         height = axes.get_position().height * axes.figure.get_figheight()
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45 / height), ncols=columns, **options)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.52 / height), ncols=columns, **options)
 
 
 def svg(draw: Draw, name: str, *, width: float = 4.3, height: float = 3.0) -> str:
