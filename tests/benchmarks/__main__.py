@@ -12,7 +12,7 @@ import json
 
 from lapo_cli.core.compute import resolve
 from lapo_cli.core.config_loading import load_config
-from tests.benchmarks import device, storage, training
+from tests.benchmarks import device, launchers, storage, training
 from tests.benchmarks.timing import Line
 
 
@@ -29,6 +29,7 @@ PIECES = {
     "memory": storage.memory,
     "stores": storage.stores,
     "videos": _videos,
+    "launchers": launchers.launchers,
 }
 
 

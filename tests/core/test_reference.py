@@ -32,7 +32,11 @@ def test_bundled_results_say_what_made_them(file):
     content = json.loads(file.read_text())
     assert file.name.removesuffix(".json") in presets()
     assert content["lapo_version"]
-    assert len(content["commit"]) == 40
+    games = {row["game"] for row in content["rows"]} - {ALL_GAMES}
+    assert games == content["made"].keys()
+    for made in content["made"].values():
+        assert len(made["commit"]) == 40
+        assert made["device"]
     assert content["failures"] == []
     assert {row["game"] for row in content["rows"]} <= {*ENVIRONMENTS.names(), ALL_GAMES}
     assert all(seed.isdigit() for seed in content["by_seed"])
@@ -67,6 +71,10 @@ def test_the_table_has_the_column_only_where_there_is_one(tmp_path: Path):
     assert "2.50" in Summary([row, other], {}, [], [], tmp_path).markdown()
 
 
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def test_the_readme_shows_the_results_that_the_package_holds():
     lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
     table = lines[lines.index("<!-- quick -->") + 1 : lines.index("<!-- /quick -->")]
@@ -79,6 +87,6 @@ def test_the_readme_shows_the_results_that_the_package_holds():
         rows = {(row["method"], row["labels"]): row for row in content["rows"] if row["game"] == game}
         probe = content["probes"][game]
         assert cells == [
-            *(f"{rows[key]['normalized']:z.2f}" for key in _SHOWN),
-            f"{probe['probe']:.2f} ({probe['untrained']:.2f}, {probe['supervised']:.2f})",
+            *(f"{rows[key]['normalized']:z.2f}" if key in rows else "-" for key in _SHOWN),
+            f"{probe['probe']:.2f} ({probe['untrained']:.2f}, {_or_dash(probe['supervised'])})",
         ]

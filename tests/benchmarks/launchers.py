@@ -1,0 +1,53 @@
+"""What a launcher takes beside the work: sixteen chains of a moment, against the same ones in this process."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.data.download import ensure_stores
+from lapo_cli.core.pipeline import Options, run_all
+from lapo_cli.core.progress import Silent
+from lapo_cli.core.run_dir import RunDir
+from tests.benchmarks.timing import Line, seconds
+from tests.core.tiny_config import TINY
+
+_GAME, _CHAINS = "maze", 16
+_SLURM = ("cpus=1", "gpus=0", "poll=0.5")
+
+
+def launchers(rounds: int) -> list[Line]:
+    """Seconds for all chains, by every launcher that can run here, once each: a process for each chain is the difference.
+
+    SLURM's nodes have to see the folder of temporary files.
+    """
+    config = load_config("paper", overrides=TINY)
+    with TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        ensure_stores(_GAME, data, "demos", config.data.max_frames, Silent())
+
+        def took(name: str, options: Options) -> float:
+            run = RunDir.create(Path(folder) / name, config, "paper")
+            return seconds(lambda: _run(run, options))
+
+        def _run(run: RunDir, options: Options) -> None:
+            failures = run_all(run, [_GAME], list(range(_CHAINS)), options, Silent()).failures
+            assert not failures, failures[0].message
+
+        here = took("here", Options("cpu", data))
+        times = [(name, took(name, options)) for name, options in _others(data)]
+    lines = [Line(f"{_CHAINS} chains by local --jobs 1", f"{here:.0f} s", "", "", "")]
+    for name, time in times:
+        each = (time - here) / _CHAINS
+        lines.append(Line(f"{_CHAINS} chains by {name}", f"{here:.0f} s", f"{time:.0f} s", f"{each:+.1f} s a chain", ""))
+    return lines
+
+
+def _others(data: Path) -> Iterator[tuple[str, Options]]:
+    yield "local --jobs 2", Options("cpu", data, jobs=2)
+    if importlib.util.find_spec("ray") is not None:
+        yield "ray", Options("cpu", data, launcher="ray")
+    if shutil.which("sbatch") is not None:
+        yield "slurm", Options("cpu", data, launcher="slurm", launcher_settings=_SLURM)
