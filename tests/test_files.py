@@ -1,6 +1,8 @@
 import errno
 import io
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,15 @@ def test_damaged_arrays_are_refused_without_a_word_of_pickles(tmp_path: Path, co
             load_array(file, mapped=mapped)
         assert str(file) in str(raised.value)
         assert "pickle" not in str(raised.value)
+
+
+def test_what_a_killed_writer_left_is_removed_later(tmp_path: Path) -> None:
+    target, hour = tmp_path / "state [1].pt", 3600
+    left, busy, other = (
+        tmp_path / f".{name}" for name in ("state [1].0a1b2c3d.tmp.pt", "state [1].ffffffff.tmp.pt", "x")
+    )
+    for file, age in ((left, 1.5 * hour), (busy, 0), (other, 2 * hour)):
+        file.touch()
+        os.utime(file, (time.time() - age,) * 2)
+    files.atomic_write_text(target, "new")
+    assert sorted(tmp_path.iterdir()) == sorted([target, busy, other])

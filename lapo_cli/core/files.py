@@ -4,14 +4,16 @@ The command line imports this module before it knows what to do, so slow librari
 """
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _POLL_SECONDS = 0.5  # between attempts to get a lock; many processes of a cluster may wait for one
+_LEFT_SECONDS = 3600.0  # after which an unfinished file is that of a process that was killed
 _MOST_YAML_BYTES = 100_000
 _MOST_YAML_DEPTH = 20
 _MOST_JSON_BYTES = 64_000_000
@@ -134,7 +137,8 @@ def fsync_path(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it replaces ``path`` if the block succeeds and goes if it fails.
 
-    Readers see the old file or the whole new one, never a part, even after a power cut. The parent folder is made.
+    Readers see the old file or the whole new one, never a part, even after a power cut. The parent folder is made. What
+    a process that was killed in the middle has left there is removed by the next one, an hour later or more.
 
     Raises:
         DiskFullError: the disk filled up; ``path`` is as it was before.
@@ -143,6 +147,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept last because some writers (numpy.save) append theirs when it is missing.
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+        for left in path.parent.glob(f".{glob.escape(path.stem)}.{'?' * 8}.tmp{glob.escape(path.suffix)}"):
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                    left.unlink()
         try:
             yield temporary
             fsync_path(temporary)

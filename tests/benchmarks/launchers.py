@@ -19,7 +19,7 @@ _SLURM = ("cpus=1", "gpus=0", "poll=0.5")
 
 
 def launchers(rounds: int) -> list[Line]:
-    """Seconds for all chains, by every launcher that can run here, once each: a process for each chain is the difference.
+    """Seconds for all chains, by every launcher that can run here, once each; they start a process for each chain.
 
     SLURM's nodes have to see the folder of temporary files.
     """
@@ -40,8 +40,8 @@ def launchers(rounds: int) -> list[Line]:
         times = [(name, took(name, options)) for name, options in _others(data)]
     lines = [Line(f"{_CHAINS} chains by local --jobs 1", f"{here:.0f} s", "", "", "")]
     for name, time in times:
-        each = (time - here) / _CHAINS
-        lines.append(Line(f"{_CHAINS} chains by {name}", f"{here:.0f} s", f"{time:.0f} s", f"{each:+.1f} s a chain", ""))
+        each = f"{(time - here) / _CHAINS:+.1f} s a chain"
+        lines.append(Line(f"{_CHAINS} chains by {name}", f"{here:.0f} s", f"{time:.0f} s", each, ""))
     return lines
 
 
