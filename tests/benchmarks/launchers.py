@@ -9,12 +9,15 @@ from tempfile import TemporaryDirectory
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.data.download import ensure_stores
 from lapo_cli.core.pipeline import Options, run_all
+from lapo_cli.core.plugins import load_plugin
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
 from tests.benchmarks.timing import Line, seconds
 from tests.core.tiny_config import TINY
 
-_GAME, _CHAINS = "maze", 16
+_GAME, _CHAINS = "board", 16  # It has no environment, so that nothing is played.
+_PLUGIN = Path(__file__).parents[1] / "plugins" / "toy_source.py"
+_CONFIG = (*TINY, "data.source=squares", "stage1.steps=4", "stage2.steps=4", "offline.steps=2")
 _SLURM = ("cpus=1", "gpus=0", "poll=0.5")
 
 
@@ -23,10 +26,11 @@ def launchers(rounds: int) -> list[Line]:
 
     SLURM's nodes have to see the folder of temporary files.
     """
-    config = load_config("paper", overrides=TINY)
+    load_plugin(_PLUGIN)
+    config = load_config("paper", overrides=_CONFIG)
     with TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        ensure_stores(_GAME, data, "demos", config.data.max_frames, Silent())
+        ensure_stores(_GAME, data, "squares", config.data.max_frames, Silent())
 
         def took(name: str, options: Options) -> float:
             run = RunDir.create(Path(folder) / name, config, "paper")
@@ -48,6 +52,6 @@ def launchers(rounds: int) -> list[Line]:
 def _others(data: Path) -> Iterator[tuple[str, Options]]:
     yield "local --jobs 2", Options("cpu", data, jobs=2)
     if importlib.util.find_spec("ray") is not None:
-        yield "ray", Options("cpu", data, launcher="ray")
+        yield "ray --jobs 2", Options("cpu", data, jobs=2, launcher="ray")
     if shutil.which("sbatch") is not None:
-        yield "slurm", Options("cpu", data, launcher="slurm", launcher_settings=_SLURM)
+        yield "slurm --jobs 2", Options("cpu", data, jobs=2, launcher="slurm", launcher_settings=_SLURM)

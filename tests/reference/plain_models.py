@@ -60,7 +60,7 @@ def plain_normalize(frames: Tensor, size: int = 64) -> Tensor:
     block = 64 // size
     if block > 1:
         x = x.unflatten(-2, (size, block)).unflatten(-4, (size, block)).mean((-4, -2))
-    return x.movedim(-1, -3).contiguous()
+    return x.movedim(-1, -3)  # A view: convolutions keep the order of the bytes, in which they are faster.
 
 
 class PlainDown(nn.Module):
