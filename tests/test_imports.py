@@ -42,6 +42,7 @@ _LAYERS = (
     ("core.stages",),
     ("core.report", "core.recording", "core.labelling", "core.launchers", "core.needs"),
     ("core.play",),
+    ("core.chains",),
     ("core.pipeline",),
     ("cli",),
 )

@@ -4,24 +4,20 @@ A stage run by hand and by :func:`run_all` is the same call; all that passes bet
 """
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from lapo_cli.core import distributed, files
-from lapo_cli.core.compute import Compute, resolve
+from lapo_cli.core.chains import Chain, chain, compute_of, context_of
+from lapo_cli.core.chains import Options as Options  # what every function here takes
 from lapo_cli.core.config import Config, Section, section_of
 from lapo_cli.core.config_loading import parse_settings
 from lapo_cli.core.data.clips import Preparation, find_clips
-from lapo_cli.core.data.download import copy_stores, ensure_stores
 from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.sources.video import preparation_of
-from lapo_cli.core.data.store import store_path
 from lapo_cli.core.errors import (
     EnvironmentUnavailableError,
     LapoError,
@@ -37,11 +33,9 @@ from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.evaluation.reference import with_references
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
-from lapo_cli.core.launchers.base import LAUNCHERS, Launcher, Needs, run_command
-from lapo_cli.core.needs import needs
+from lapo_cli.core.launchers.base import LAUNCHERS, Launcher
 from lapo_cli.core.play.server import Server
 from lapo_cli.core.play.session import Session
-from lapo_cli.core.plugins import loaded_plugins
 from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.report.images import draw_learning_curve, write_images
 from lapo_cli.core.report.page import REPORT, write_report
@@ -50,37 +44,7 @@ from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.metrics import require_wandb
 from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, as opposed to what.
-
-    Attributes:
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
-        data_dir: root of the frame stores.
-        fresh: start stages over instead of resuming or skipping them.
-        wandb: log to Weights & Biases too.
-        jobs: games and seeds side by side; None for what suits the launcher.
-        launcher: what runs them, by its name in :data:`LAUNCHERS`.
-        launcher_settings: its settings, as ``KEY=VALUE`` words.
-        scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
-        baselines: include the ceilings and peer methods in ``run-all``.
-        devices: of a chain's machine that train its models of stages 1 and 2 together.
-    """
-
-    device: str = "auto"
-    data_dir: Path = field(default_factory=files.data_dir)
-    fresh: bool = False
-    wandb: bool = False
-    jobs: int | None = None
-    launcher: str = "local"
-    launcher_settings: tuple[str, ...] = ()
-    scratch: Path | None = None
-    baselines: bool = False
-    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,33 +59,6 @@ class PlannedStage:
     seed: int
     stage: str
     state: str
-
-
-def _compute(run: RunDir, options: Options) -> Compute:
-    """What computes.
-
-    Raises:
-        UsageError: an option asks for what is not here.
-    """
-    if options.wandb:
-        require_wandb()
-    return resolve(options.device, run.config.precision)
-
-
-def _context(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
-    compute = _compute(run, options)
-    return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
-
-
-def chain(config: Config, *, baselines: bool = False) -> list[Stage]:
-    """The stages of ``run-all`` for one game and seed, in order.
-
-    Raises:
-        UnknownNameError: the configuration names a stage that is not there.
-    """
-    extra = [STAGES.get(name) for name in config.extra_stages]
-    included = ("always", "baselines") if baselines else ("always",)
-    return [stage for stage in STAGES.values() if stage.in_chain in included or stage in extra]
 
 
 def run_stage(
@@ -154,7 +91,7 @@ def _ready(run: RunDir, stage: Stage, seed_dirs: list[SeedDir], options: Options
         if not stage.parallel:
             raise UsageError(f"Stage '{stage.name}' is trained by one process: run it without torchrun.")
         _require_shares(run.config, stage)
-    contexts = [_context(run, seed_dir, options, progress) for seed_dir in seed_dirs]
+    contexts = [context_of(run, seed_dir, options, progress) for seed_dir in seed_dirs]
     for ctx in contexts:
         stages.stage_key(ctx, stage)
     return contexts
@@ -187,7 +124,7 @@ def label(
         UsageError: there are several games or seeds or videos there, or ``out`` is there already.
         LapoError: stage 1 is not finished, or the video cannot be read.
     """
-    contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    contexts = [context_of(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
     if len(contexts) > 1:
         raise UsageError(f"{path} holds several games or seeds: name one, for example {contexts[0].seed_dir.path}.")
     (ctx,) = contexts
@@ -212,7 +149,7 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
     Raises:
         MissingInputError: nothing there is finished.
     """
-    contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    contexts = [context_of(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
     only = _stage_of(path, contexts)
     names = [stage.name for stage in STAGES.values() if only in (None, stage.name)]
     if not any(ctx.seed_dir.stage(name).done() for ctx in contexts for name in names):
@@ -244,7 +181,7 @@ def play(run: RunDir, path: Path, options: Options, progress: Progress, port: in
         MissingInputError: there is none, or its data is not there.
         UsageError: the port is taken.
     """
-    contexts = [_context(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
+    contexts = [context_of(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
     ctx = next((ctx for ctx in contexts if ctx.seed_dir.stage(IDM).done() is not None), contexts[0])
     return Server(Session(ctx), f"{ctx.game}, seed {ctx.seed_dir.seed}: the learned world", port)
 
@@ -260,7 +197,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
         LapoError: nothing could be started at all.
     """
     included = chain(run.config, baselines=options.baselines)
-    _compute(run, options)
+    compute_of(run, options)
     SOURCES.get(run.config.data.source)
     launcher, settings = _launcher(options)
     launcher.require(settings)
@@ -272,7 +209,7 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
     failures = _launch(chains, launcher, settings, options, progress)
     failed = {(failure.game, failure.seed) for failure in failures}
     done = [(chain.game, chain.seed) for chain in chains if (chain.game, chain.seed) not in failed]
-    finished = [_context(run, run.seed_dir(*names), options, progress) for names in done]
+    finished = [context_of(run, run.seed_dir(*names), options, progress) for names in done]
     with run.lock(progress):  # Evaluated already: the table is made from what the chains have kept.
         return _summarize(run, finished, failures, run.path, None, _left_out(finished, included))
 
@@ -301,7 +238,7 @@ def run_chain(run: RunDir, game: str, seed: int, options: Options, progress: Pro
             _start_over([run.seed_dir(game, seed)], included)
 
     with distributed.processes():
-        distributed.on_all(lambda: _compute(run, options))
+        distributed.on_all(lambda: compute_of(run, options))
         for stage in included:
             if stage.parallel:
                 _require_shares(run.config, stage)
@@ -350,110 +287,6 @@ def _chains(run: RunDir, games: list[str], seeds: list[int], options: Options) -
     scratch = None if options.scratch is None else options.scratch.absolute()
     options = replace(options, data_dir=options.data_dir.absolute(), scratch=scratch)
     return [Chain(run, game, seed, options) for game in games for seed in seeds]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """All of one game and seed, as a job for a launcher."""
-
-    run: RunDir
-    game: str
-    seed: int
-    options: Options
-
-    @property
-    def title(self) -> str:
-        """Game and seed."""
-        return f"{self.game}/{self.seed}"
-
-    @property
-    def folder(self) -> Path:
-        """The run directory."""
-        return self.run.path
-
-    @property
-    def devices(self) -> int:
-        """See :class:`Job`."""
-        return self.options.devices
-
-    @property
-    def command(self) -> list[str]:
-        """``lapo run-chain``, by this interpreter, with all that the work depends on."""
-        options = self.options
-        words: list[str | Path] = [sys.executable, "-m", "lapo_cli", "run-chain", self.game, "--seed", str(self.seed)]
-        words += ["--run-dir", self.folder, "--data-dir", options.data_dir, "--device", options.device]
-        words += [] if options.scratch is None else ["--scratch", options.scratch]
-        words += [] if self.devices == 1 else ["--devices", str(self.devices)]
-        words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
-        words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
-        words += [word for override in self.run.overrides() for word in ("--set", override)]
-        return [str(word) for word in words]
-
-    def needs(self) -> Needs:
-        """See :meth:`Job.needs`."""
-        made = not store_path(self.options.data_dir, self.game, "train").exists()
-        return needs(self.run.config, stores=made + (self.options.scratch is not None))
-
-    def __call__(self, device: str, progress: Progress) -> None:
-        """Everything from data to evaluated policies."""
-        if self.devices == 1:
-            self.run_stages(device, progress)
-        else:
-            self._run_command(device, progress)
-
-    def run_stages(self, device: str, progress: Progress) -> list[StageResult]:
-        """The same, and how each stage ended; by all processes that torchrun started.
-
-        A second process with the same chain waits: it may be another attempt, begun while the first is still writing
-        its checkpoint.
-        """
-        options = replace(self.options, device=device)
-        ctx = _context(self.run, self.run.seed_dir(self.game, self.seed), options, progress)
-        # Before the lock, which makes the folder of the game: without data there is to be none.
-        distributed.on_main(lambda: self._get_data(progress))
-        if options.scratch is not None:
-            ctx = replace(ctx, data_dir=options.scratch)
-        results = []
-        with ExitStack() as stack:
-            distributed.on_main(partial(stack.enter_context, ctx.seed_dir.lock(progress)))
-            for stage in chain(self.run.config, baselines=options.baselines):
-                reason = distributed.on_main(partial(stage.applicable, ctx))
-                if reason is not None:
-                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
-                    continue
-                work = partial(stages.run_stage, ctx, stage)
-                results.append(work() if stage.parallel else distributed.on_main(work))
-                if results[-1].skipped:
-                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
-            distributed.on_main(lambda: _evaluate(ctx))
-        return results
-
-    def _get_data(self, progress: Progress) -> None:
-        options, data = self.options, self.run.config.data
-        progress.log(f"{self.title} needs {self.needs()}.")
-        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
-        if options.scratch is not None:
-            copy_stores(self.game, options.data_dir, options.scratch, progress)
-
-    def _run_command(self, device: str, progress: Progress) -> None:
-        """Run :attr:`command`, whose processes take this GPU and those after it."""
-        environment, first = dict(os.environ), device.removeprefix("cuda:")
-        if first.isdigit():
-            count = torch.cuda.device_count()
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-            taken = [visible[(int(first) + number) % count] for number in range(self.devices)]
-            environment["CUDA_VISIBLE_DEVICES"], device = ",".join(taken), "cuda"
-        words = replace(self, options=replace(self.options, device=device)).command
-        log = self.folder / "devices" / f"{self.game}-{self.seed}.log"
-        progress.log(f"{self.title} is trained by {self.devices} processes, whose progress is in {log}.")
-        run_command(words, environment, log)
-
-
-def _evaluate(ctx: Context) -> None:
-    """Play every policy of a game and seed, and measure its latent actions; what has been kept is not made again."""
-    for candidate in candidates(ctx):
-        episodic_returns(ctx, candidate)
-    measure(ctx)
 
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:

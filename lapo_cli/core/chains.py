@@ -1,0 +1,187 @@
+"""A chain: all stages of one game and seed, from data to evaluated policies, which is what launchers run."""
+
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lapo_cli.core import distributed, files
+from lapo_cli.core.compute import Compute, resolve
+from lapo_cli.core.config import Config
+from lapo_cli.core.data.download import copy_stores, ensure_stores
+from lapo_cli.core.data.store import store_path
+from lapo_cli.core.evaluation.evaluate import candidates, episodic_returns
+from lapo_cli.core.evaluation.measurements import measure
+from lapo_cli.core.launchers.base import Needs, run_command
+from lapo_cli.core.needs import needs
+from lapo_cli.core.plugins import loaded_plugins
+from lapo_cli.core.progress import Progress
+from lapo_cli.core.run_dir import RunDir, SeedDir
+from lapo_cli.core.training import stage as stages
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.metrics import require_wandb
+from lapo_cli.core.training.stage import STAGES, Stage, StageResult
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:n``.
+        data_dir: root of the frame stores.
+        fresh: start stages over instead of resuming or skipping them.
+        wandb: log to Weights & Biases too.
+        jobs: games and seeds side by side; None for what suits the launcher.
+        launcher: what runs them, by its name in :data:`LAUNCHERS`.
+        launcher_settings: its settings, as ``KEY=VALUE`` words.
+        scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
+        baselines: include the ceilings and peer methods in ``run-all``.
+        devices: of a chain's machine that train its models of stages 1 and 2 together.
+    """
+
+    device: str = "auto"
+    data_dir: Path = field(default_factory=files.data_dir)
+    fresh: bool = False
+    wandb: bool = False
+    jobs: int | None = None
+    launcher: str = "local"
+    launcher_settings: tuple[str, ...] = ()
+    scratch: Path | None = None
+    baselines: bool = False
+    devices: int = 1
+
+
+def compute_of(run: RunDir, options: Options) -> Compute:
+    """What computes.
+
+    Raises:
+        UsageError: an option asks for what is not here.
+    """
+    if options.wandb:
+        require_wandb()
+    return resolve(options.device, run.config.precision)
+
+
+def context_of(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
+    compute = compute_of(run, options)
+    return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
+
+
+def chain(config: Config, *, baselines: bool = False) -> list[Stage]:
+    """The stages of ``run-all`` for one game and seed, in order.
+
+    Raises:
+        UnknownNameError: the configuration names a stage that is not there.
+    """
+    extra = [STAGES.get(name) for name in config.extra_stages]
+    included = ("always", "baselines") if baselines else ("always",)
+    return [stage for stage in STAGES.values() if stage.in_chain in included or stage in extra]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All of one game and seed, as a job for a launcher."""
+
+    run: RunDir
+    game: str
+    seed: int
+    options: Options
+
+    @property
+    def title(self) -> str:
+        """Game and seed."""
+        return f"{self.game}/{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run.path
+
+    @property
+    def devices(self) -> int:
+        """See :class:`Job`."""
+        return self.options.devices
+
+    @property
+    def command(self) -> list[str]:
+        """``lapo run-chain``, by this interpreter, with all that the work depends on."""
+        options = self.options
+        words: list[str | Path] = [sys.executable, "-m", "lapo_cli", "run-chain", self.game, "--seed", str(self.seed)]
+        words += ["--run-dir", self.folder, "--data-dir", options.data_dir, "--device", options.device]
+        words += [] if options.scratch is None else ["--scratch", options.scratch]
+        words += [] if self.devices == 1 else ["--devices", str(self.devices)]
+        words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
+        words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
+        words += [word for override in self.run.overrides() for word in ("--set", override)]
+        return [str(word) for word in words]
+
+    def needs(self) -> Needs:
+        """See :meth:`Job.needs`."""
+        made = not store_path(self.options.data_dir, self.game, "train").exists()
+        return needs(self.run.config, stores=made + (self.options.scratch is not None))
+
+    def __call__(self, device: str, progress: Progress) -> None:
+        """Everything from data to evaluated policies."""
+        if self.devices == 1:
+            self.run_stages(device, progress)
+        else:
+            self._run_command(device, progress)
+
+    def run_stages(self, device: str, progress: Progress) -> list[StageResult]:
+        """The same, and how each stage ended; by all processes that torchrun started.
+
+        A second process with the same chain waits: it may be another attempt, begun while the first is still writing
+        its checkpoint.
+        """
+        options = replace(self.options, device=device)
+        ctx = context_of(self.run, self.run.seed_dir(self.game, self.seed), options, progress)
+        # Before the lock, which makes the folder of the game: without data there is to be none.
+        distributed.on_main(lambda: self._get_data(progress))
+        if options.scratch is not None:
+            ctx = replace(ctx, data_dir=options.scratch)
+        results = []
+        with ExitStack() as stack:
+            distributed.on_main(partial(stack.enter_context, ctx.seed_dir.lock(progress)))
+            for stage in chain(self.run.config, baselines=options.baselines):
+                reason = distributed.on_main(partial(stage.applicable, ctx))
+                if reason is not None:
+                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
+                    continue
+                work = partial(stages.run_stage, ctx, stage)
+                results.append(work() if stage.parallel else distributed.on_main(work))
+                if results[-1].skipped:
+                    progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
+            distributed.on_main(lambda: _evaluate(ctx))
+        return results
+
+    def _get_data(self, progress: Progress) -> None:
+        options, data = self.options, self.run.config.data
+        progress.log(f"{self.title} needs {self.needs()}.")
+        ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
+        if options.scratch is not None:
+            copy_stores(self.game, options.data_dir, options.scratch, progress)
+
+    def _run_command(self, device: str, progress: Progress) -> None:
+        """Run :attr:`command`, whose processes take this GPU and those after it."""
+        environment, first = dict(os.environ), device.removeprefix("cuda:")
+        if first.isdigit():
+            count = torch.cuda.device_count()
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+            taken = [visible[(int(first) + number) % count] for number in range(self.devices)]
+            environment["CUDA_VISIBLE_DEVICES"], device = ",".join(taken), "cuda"
+        words = replace(self, options=replace(self.options, device=device)).command
+        log = self.folder / "devices" / f"{self.game}-{self.seed}.log"
+        progress.log(f"{self.title} is trained by {self.devices} processes, whose progress is in {log}.")
+        run_command(words, environment, log)
+
+
+def _evaluate(ctx: Context) -> None:
+    """Play every policy of a game and seed, and measure its latent actions; what has been kept is not made again."""
+    for candidate in candidates(ctx):
+        episodic_returns(ctx, candidate)
+    measure(ctx)
