@@ -68,6 +68,7 @@ def compute_of(run: RunDir, options: Options) -> Compute:
 
 
 def context_of(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progress) -> Context:
+    """What the stages of this game and seed are given; see :func:`compute_of` for what it raises."""
     compute = compute_of(run, options)
     return Context(seed_dir, run.config, compute, options.data_dir, progress, options.fresh, options.wandb)
 
