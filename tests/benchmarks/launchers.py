@@ -33,7 +33,7 @@ def launchers(rounds: int) -> list[Line]:
         ensure_stores(_GAME, data, "squares", config.data.max_frames, Silent())
 
         def took(name: str, options: Options) -> float:
-            run = RunDir.create(Path(folder) / name, config, "paper")
+            run = RunDir.create(Path(folder) / name.partition(" ")[0], config, "paper")  # No spaces, for SLURM.
             return seconds(lambda: _run(run, options))
 
         def _run(run: RunDir, options: Options) -> None:
