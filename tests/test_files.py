@@ -205,3 +205,11 @@ def test_what_a_killed_writer_left_is_removed_later(tmp_path: Path) -> None:
         os.utime(file, (time.time() - age,) * 2)
     files.atomic_write_text(target, "new")
     assert sorted(tmp_path.iterdir()) == sorted([target, busy, other])
+
+
+def test_what_cannot_be_removed_stops_no_write(tmp_path: Path) -> None:
+    left = tmp_path / ".state.0a1b2c3d.tmp.pt"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    files.atomic_write_text(tmp_path / "state.pt", "new")
+    assert (tmp_path / "state.pt").read_text() == "new"

@@ -82,6 +82,14 @@ Devices = Annotated[
         "GPUs, or processes on the CPU. For several machines there is torchrun.",
     ),
 ]
+ChainDevices = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Devices of a machine that train the models of stages 1 and 2 together, for each game and seed: GPUs, or "
+        "processes on the CPU.",
+    ),
+]
 RunPath = Annotated[
     Path,
     typer.Argument(

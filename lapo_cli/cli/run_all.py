@@ -7,6 +7,7 @@ import typer
 
 from lapo_cli.cli.options import (
     Baselines,
+    ChainDevices,
     Devices,
     Execution,
     GameName,
@@ -42,7 +43,7 @@ def run_all(
         int | None,
         typer.Option(
             min=1,
-            help="Games and seeds to run in parallel, each on a GPU or an equal share of the CPU.",
+            help="Games and seeds to run in parallel, each with its GPUs or an equal share of the CPU.",
             show_default="1; on a cluster, as many as it has room for",
         ),
     ] = None,
@@ -55,7 +56,7 @@ def run_all(
         typer.Option(metavar="KEY=VALUE", help="A setting of the launcher; repeatable.", show_default="none"),
     ] = None,
     scratch: Scratch = None,
-    devices: Devices = 1,
+    devices: ChainDevices = 1,
     baselines: Baselines = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")

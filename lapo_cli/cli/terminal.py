@@ -123,6 +123,8 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
         _discard(sys.stdout)  # Help is written by Typer, not by _write.
         return OutputError.exit_code  # The reader has seen enough, as in 'lapo info | head -1'.
     message, code = _explain(error)
+    if isinstance(error, LapoError | KeyboardInterrupt) and not _is_first():
+        return code
     stderr = _stderr()
     if debug:
         import traceback
@@ -136,6 +138,11 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
                 _as_json({"error": {"type": type(error).__name__, "message": message, "exit_code": code}}),
             )
     return code
+
+
+def _is_first() -> bool:
+    """Whether no other process that torchrun started on this machine reports what concerns them all."""
+    return "RANK" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

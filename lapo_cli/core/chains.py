@@ -1,6 +1,7 @@
 """A chain: all stages of one game and seed, from data to evaluated policies, which is what launchers run."""
 
 import os
+import platform
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config
 from lapo_cli.core.data.download import copy_stores, ensure_stores
 from lapo_cli.core.data.store import store_path
+from lapo_cli.core.errors import DeviceError, UsageError
 from lapo_cli.core.evaluation.evaluate import candidates, episodic_returns
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.launchers.base import Needs, run_command
@@ -41,7 +43,7 @@ class Options:
         launcher_settings: its settings, as ``KEY=VALUE`` words.
         scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
         baselines: include the ceilings and peer methods in ``run-all``.
-        devices: of a chain's machine that train its models of stages 1 and 2 together.
+        devices: how many devices of a machine train the models of stages 1 and 2 together.
     """
 
     device: str = "auto"
@@ -124,7 +126,7 @@ class Chain:
     def needs(self) -> Needs:
         """See :meth:`Job.needs`."""
         made = not store_path(self.options.data_dir, self.game, "train").exists()
-        return needs(self.run.config, stores=made + (self.options.scratch is not None))
+        return needs(self.run.config, stores=made + (self.options.scratch is not None), devices=self.devices)
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""
@@ -138,8 +140,13 @@ class Chain:
 
         A second process with the same chain waits: it may be another attempt, begun while the first is still writing
         its checkpoint.
+
+        Raises:
+            UsageError: an option asks for what is not here.
         """
         options = replace(self.options, device=device)
+        if options.scratch is not None and not distributed.is_one_machine():
+            raise UsageError("--scratch is for the processes of one machine: leave it out under torchrun on several.")
         ctx = context_of(self.run, self.run.seed_dir(self.game, self.seed), options, progress)
         # Before the lock, which makes the folder of the game: without data there is to be none.
         distributed.on_main(lambda: self._get_data(progress))
@@ -168,15 +175,24 @@ class Chain:
             copy_stores(self.game, options.data_dir, options.scratch, progress)
 
     def _run_command(self, device: str, progress: Progress) -> None:
-        """Run :attr:`command`, whose processes take this GPU and those after it."""
+        """Run :attr:`command`, whose processes take this GPU and those after it, and divide this process's threads.
+
+        Raises:
+            DeviceError: there are not as many GPUs.
+            LapoError: it failed.
+        """
         environment, first = dict(os.environ), device.removeprefix("cuda:")
+        environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // self.devices))
         if first.isdigit():
             count = torch.cuda.device_count()
+            if count < self.devices:
+                raise DeviceError(f"--devices {self.devices} needs as many GPUs, and {count} are here: use fewer.")
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
             taken = [visible[(int(first) + number) % count] for number in range(self.devices)]
             environment["CUDA_VISIBLE_DEVICES"], device = ",".join(taken), "cuda"
         words = replace(self, options=replace(self.options, device=device)).command
-        log = self.folder / "devices" / f"{self.game}-{self.seed}.log"
+        # A file for each attempt: another one may still be writing.
+        log = self.folder / "devices" / f"{self.game}-{self.seed}-{platform.node()}-{os.getpid()}.log"
         progress.log(f"{self.title} is trained by {self.devices} processes, whose progress is in {log}.")
         run_command(words, environment, log)
 

@@ -60,8 +60,11 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
         precision: ``auto`` takes bfloat16 where the hardware multiplies it.
 
     Raises:
-        DeviceError: there is no such device here; the message lists what there is.
+        DeviceError: there is no such device here; the message lists what there is. Or several processes are to share
+            one GPU.
     """
+    if device.startswith("cuda:") and distributed.world_size() > 1:
+        raise DeviceError(f"Several processes cannot share the GPU {device}: use --device cuda, or --devices 1.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":

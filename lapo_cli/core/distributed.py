@@ -30,7 +30,7 @@ from lapo_cli.core.interrupts import INTERRUPTED
 _T = TypeVar("_T")
 _LOST = ("closed by peer", "reset by peer", "Broken pipe")
 _TIMEOUT = timedelta(days=30)  # The others wait for as long as what the main process does alone may take.
-_alone = False
+_alone = False  # Whether the main process does something that concerns no other.
 
 
 def is_started() -> bool:
@@ -183,7 +183,7 @@ def any_of(*flags: bool) -> list[bool]:
 def on_main(work: Callable[[], _T]) -> _T:
     """What the main process gets from ``work``, in all of them once it is done; what it raises is raised in all.
 
-    For ``work`` the main process is the only one.
+    While it works, :func:`world_size` is 1.
     """
     global _alone
     if world_size() == 1:
@@ -223,6 +223,11 @@ def _attempt(work: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
         return None, error
 
 
+def is_one_machine() -> bool:
+    """Whether all processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) >= world_size()
+
+
 def launch(words: Sequence[str], devices: int) -> int:
     """Run a command line of lapo in ``devices`` processes on this machine, as ``torchrun --standalone`` does.
 
@@ -240,6 +245,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # It logs every exit code.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "60")  # An update of PPO ends before its checkpoint.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     config = LaunchConfig(
         1,

@@ -148,7 +148,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # The suffix is kept last because some writers (numpy.save) append theirs when it is missing.
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
         for left in path.parent.glob(f".{glob.escape(path.stem)}.{'?' * 8}.tmp{glob.escape(path.suffix)}"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
                     left.unlink()
         try:

@@ -21,6 +21,7 @@ INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _REPEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Looked up here, since a new process must not load libraries.
 _ATTEMPT_SECONDS, _MOST_ATTEMPTS = 0.02, 1000  # to interrupt an import that does not end
 _last_request = -math.inf
 _awaits_import = False  # Whether a request came during an import and is still to be delivered.
@@ -54,7 +55,8 @@ def _handled_by(
 
 def end_with_parent() -> None:
     """In a new process, before its program starts: have it interrupted when the one that started it has ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager

@@ -20,20 +20,22 @@ _MARGIN = 1.25  # for what is alive for a moment only: measured peaks on a CPU w
 _SAMPLES = 2
 
 
-def needs(config: Config, *, stores: int) -> Needs:
+def needs(config: Config, *, stores: int, devices: int = 1) -> Needs:
     """The estimate for one game and seed.
 
     Args:
         stores: how many copies of the game's train frames will be made.
+        devices: how many processes train, each on its share of a batch.
     """
     parameters, kept = _sizes(config.model)
-    training = parameters * _BYTES_PER_PARAMETER + int(_MARGIN * kept * config.stage1.batch_size)
+    process = _PROCESS_BYTES + parameters * _BYTES_PER_PARAMETER
+    batch = int(_MARGIN * kept * config.stage1.batch_size)
     frame = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
     return Needs(
         disk=stores * config.data.max_frames * frame + latents + 3 * 4 * parameters,
-        memory=_PROCESS_BYTES + training,
-        gpu_memory=_PROCESS_BYTES + training,
+        memory=devices * process + batch,
+        gpu_memory=process + batch // devices,
     )
 
 

@@ -1,4 +1,4 @@
-"""``run-all`` and its parts: which stages there are, in which order, and over which games and seeds.
+"""``run-all`` and its parts, over games and seeds; :mod:`lapo_cli.core.chains` has the stages of one of each.
 
 A stage run by hand and by :func:`run_all` is the same call; all that passes between stages is files.
 """
@@ -217,8 +217,8 @@ def run_all(run: RunDir, games: list[str], seeds: list[int], options: Options, p
 def run_chain(run: RunDir, game: str, seed: int, options: Options, progress: Progress) -> list[StageResult]:
     """All of one game and seed, from data to evaluated policies, as :func:`run_all` does it; no table is made.
 
-    By this process, or by all that torchrun started: they share the trainings that can be, and the main process does
-    the rest while the others wait.
+    By this process, or by all that torchrun started: they share the trainings that can be shared, and the main
+    process does the rest while the others wait.
 
     Any number of calls may work on one run at a time; a second one for the same game and seed waits for the first.
 
@@ -281,7 +281,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
     return planned
 
 
-def _chains(run: RunDir, games: list[str], seeds: list[int], options: Options) -> "list[Chain]":
+def _chains(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[Chain]:
     """The jobs of a run, with absolute paths: they may be carried out in another working directory."""
     run = replace(run, path=run.path.absolute())
     scratch = None if options.scratch is None else options.scratch.absolute()

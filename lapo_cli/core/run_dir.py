@@ -5,6 +5,7 @@
     runs/<name>/run.yaml                       format, version, configuration
                 <game>/seed-<n>/<stage>/       config.yaml  state.pt  metrics.jsonl  model.safetensors  done.json
                 summary.json  summary.md
+                devices/  slurm/               what launchers' processes print
 
 ``done.json`` is written last. It names the configuration and the inputs by fingerprint, so a stage is run again when,
 and only when, what it depends on has changed; a stage folder without it is unfinished and resumes from ``state.pt``. An

@@ -31,13 +31,13 @@ PIECES = {
     "videos": _videos,
     "launchers": launchers.launchers,
 }
-_USUAL = [name for name in PIECES if name != "launchers"]  # They take longer than all others together.
+_USUAL = [name for name in PIECES if name != "launchers"]  # They take five minutes more, and need Ray and SLURM.
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PIECES), default=_USUAL, help="default: all but launchers")
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each side (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each side (5; launchers: 1)")
     parser.add_argument("--device", help="measure the trainings of a preset on this device, for example cuda")
     parser.add_argument("--preset", default="paper", help="of those trainings (paper)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each of their timings, of which there are 5")

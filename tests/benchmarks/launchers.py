@@ -1,4 +1,4 @@
-"""What a launcher takes beside the work: sixteen chains of a moment, against the same ones in this process."""
+"""What a launcher takes beside the work: sixteen short chains, against the same ones in this process."""
 
 import importlib.util
 import shutil
@@ -22,7 +22,9 @@ _SLURM = ("cpus=1", "gpus=0", "poll=0.5")
 
 
 def launchers(rounds: int) -> list[Line]:
-    """Seconds for all chains, by every launcher that can run here, once each; they start a process for each chain.
+    """Seconds for all chains, by every launcher that can run here, once each; ``rounds`` is for other benchmarks.
+
+    Ray starts two processes for all of them, the others one for each chain.
 
     SLURM's nodes have to see the folder of temporary files.
     """

@@ -18,9 +18,10 @@ import yaml
 from torch import Tensor
 
 from lapo_cli.core import distributed
-from lapo_cli.core.compute import Compute
+from lapo_cli.core.chains import Chain
+from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config
-from lapo_cli.core.errors import DiskFullError, UsageError
+from lapo_cli.core.errors import DeviceError, DiskFullError, UsageError
 from lapo_cli.core.models.batch_norm import BatchNorm2d
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.quantizers.vq import VectorQuantizer
@@ -184,6 +185,31 @@ def test_one_process_needs_nobody_to_agree() -> None:
         distributed.on_main(lambda: (_ for _ in ()).throw(UsageError("No.")))
 
 
+def test_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(DeviceError, match="cannot share the GPU cuda:1"):
+        resolve("cuda:1")
+
+
+def test_a_chain_needs_as_many_gpus_as_devices(
+    tmp_path: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    run = RunDir.create(tmp_path, tiny(), "paper")
+    with pytest.raises(DeviceError, match="--devices 3 needs as many GPUs, and 2 are here"):
+        Chain(run, "maze", 0, Options(devices=3))("cuda:1", Silent())
+
+
+def test_scratch_is_for_one_machine(
+    tmp_path: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    run = RunDir.create(tmp_path, tiny(), "paper")
+    with pytest.raises(UsageError, match="--scratch is for the processes of one machine"):
+        Chain(run, "maze", 0, Options("cpu", scratch=tmp_path)).run_stages("cpu", Silent())
+
+
 def _start(data_dir: Path, *words: str | Path, program: tuple[str, ...] = ()) -> "subprocess.Popen[bytes]":
     overrides = [word for setting in (*TINY, *_SETTINGS) for word in ("--set", setting)]
     first, *others = map(str, words)  # Those of the test last, where they count.
@@ -276,6 +302,15 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_the_run_is_made(tmp_pat
 
 
 @pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
+def test_a_wrong_option_is_reported_once(tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]) -> None:
+    RunDir.create(tmp_path / "run", tiny(), "paper")
+    words = ["run-chain", "maze", "--run-dir", tmp_path / "run", "--devices", "2", "--set", "nope=1"]
+    document, errors = _finish(_start(data_dir, *words), 2)
+    assert "nope" in document["error"]["message"]
+    assert errors.count("Error:") == 1
+
+
+@pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
 def test_torchrun_trains_stage_2_as_one_process_does(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
@@ -337,7 +372,7 @@ def test_run_all_by_two_processes_ends_with_them_and_resumes(
     process.send_signal(number)
     process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    log = run / "devices" / "maze-0.log"
+    (log,) = (run / "devices").glob("maze-0-*.log")
     until = time.monotonic() + 120
     while not (ended := "Interrupted" in log.read_text()) and time.monotonic() < until:
         time.sleep(0.1)

@@ -1,9 +1,11 @@
 """Launchers on jobs of a moment: outcomes, progress, plugins, and processes that are killed or interrupted."""
 
+import _thread
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from lapo_cli.core import plugins
 from lapo_cli.core.config import Section
 from lapo_cli.core.errors import CorruptDataError, LapoError, UnknownNameError
 from lapo_cli.core.interrupts import exit_at_once, interruptible, interrupting
-from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher
+from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher, run_command
 from lapo_cli.core.progress import Progress, Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.training.metrics import read_metrics
@@ -124,6 +126,14 @@ def test_one_slot_is_this_process_and_one_failure_stops_no_other(tmp_path: Path)
     assert [title for title, _ in outcomes] == ["a", "fail", "b"]
     assert isinstance(outcomes[1][1], CorruptDataError)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == str(os.getpid())
+
+
+def test_a_command_ends_with_the_thread_that_waits_for_it(tmp_path: Path) -> None:
+    """Also where the interruption is no signal: so a Ray task is cancelled."""
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    with interrupting(), pytest.raises(KeyboardInterrupt):
+        run_command(["sh", "-c", f"sleep 5; touch {tmp_path}/done"], os.environ, tmp_path / "log")
+    assert not (tmp_path / "done").exists()
 
 
 def test_processes_of_their_own_give_outcomes_and_progress_in_any_order(tmp_path: Path) -> None:

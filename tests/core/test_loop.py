@@ -69,6 +69,14 @@ def test_a_nan_between_two_readings_is_named_by_its_own_step(context: MakeContex
     assert stage.load_state() is None
 
 
+def test_what_is_counted_before_is_logged_once(context: MakeContext, stage: StageDir) -> None:
+    for _ in range(2):  # The first one is lost before its first checkpoint.
+        loop = TrainingLoop(stage, context(), "counting", 5, {"counter": _Counter()}, show=(), before=100)
+        loop.log(-1, {"evaluated": 1.0})
+        loop.record({"losses/total": torch.tensor(1.0)})
+    assert [line["step"] for line in read_metrics(stage.path)] == [100]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("at", [3, 9])  # 9 is the last one
 def test_a_signal_checkpoints_after_the_update_and_interrupts(

@@ -132,7 +132,7 @@ def test_the_script_asks_for_what_the_jobs_need(tmp_path: Path) -> None:
     assert "--gres" not in _SLURM.preview(jobs, slots=None, device="cpu", settings=_settings(gpus=None))
     shared = [_Shell("a", "true", tmp_path, devices=4)]
     of_four = _SLURM.preview(shared, slots=None, device="auto", settings=_settings(gpus=None, cpus=2))
-    for line in ("#SBATCH --gres=gpu:4", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=200M", "export OMP_NUM_THREADS=2"):
+    for line in ("#SBATCH --gres=gpu:4", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=50M", "export OMP_NUM_THREADS=2"):
         assert line in of_four
     file = tmp_path / "script"
     file.write_text(text)

@@ -1,4 +1,4 @@
-"""The networks as shared/lapo-method.md, section 2, writes them down: no layout, no shared work, no tricks.
+"""The networks as shared/lapo-method.md, section 2, writes them down: no shared work, no tricks.
 
 Parameters bear the names of the fast modules, so that ``load_state_dict`` moves weights from one to the other.
 """

@@ -111,10 +111,14 @@ class ProcgenVecEnv(VecEnv):
             )
         except OSError as error:  # Its wheel leaves libraries of graphics and windows to the system.
             missing = re.search(r"\S+\.so\S*(?=: cannot open)", str(error))
+            if missing is None:
+                why = one_line(str(error), 200)
+                raise EnvironmentUnavailableError(
+                    f"Procgen cannot be started here ({why}): install it again."
+                ) from error
             raise EnvironmentUnavailableError(
-                f"Procgen's library cannot be loaded here ({missing[0] if missing else one_line(str(error), 200)}"
-                f"{' is missing' if missing else ''}): install what it needs, on Debian and Ubuntu with "
-                "'apt install libgl1 libglib2.0-0'."
+                f"Procgen's library cannot be loaded here ({missing[0]} is missing): install what it needs, on Debian "
+                "and Ubuntu with 'apt install libgl1 libglib2.0-0'."
             ) from error
 
     def observe(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:

@@ -1,7 +1,7 @@
 """What the presets gave when their authors ran them, to be shown beside a person's own results.
 
-``lapo_cli/results/PRESET.json`` is the ``summary.json`` of that run, with the commit and the device that made each
-game's.
+``lapo_cli/results/PRESET.json`` is a summary made of the ``summary.json`` of several runs, with the commit and the
+device of each game.
 """
 
 import json

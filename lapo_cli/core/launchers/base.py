@@ -4,6 +4,7 @@ A launcher is one file: a subclass of :class:`Launcher` and ``LAUNCHERS.register
 """
 
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from lapo_cli.core.registry import Registry
 if TYPE_CHECKING:  # Slow to load, and the command line lists launchers.
     from lapo_cli.core.config import Section
 
+_POLL_SECONDS = 0.2
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -26,8 +29,8 @@ class Needs:
 
     Attributes:
         disk: of what it will write.
-        memory: of its process.
-        gpu_memory: on a GPU, if it has one.
+        memory: of all its processes.
+        gpu_memory: on each GPU, if it has any.
     """
 
     disk: int
@@ -36,7 +39,7 @@ class Needs:
 
     def __str__(self) -> str:
         return (
-            f"about {human_bytes(self.disk)} of disk, {human_bytes(self.memory)} of memory and, on a GPU, "
+            f"about {human_bytes(self.disk)} of disk, {human_bytes(self.memory)} of memory and, on each GPU, "
             f"{human_bytes(self.gpu_memory)} of its memory"
         )
 
@@ -67,11 +70,11 @@ class Job(Protocol):
         """What it will take, before it starts."""
 
     def __call__(self, device: str, progress: Progress) -> None:
-        """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it; the first of several."""
+        """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it; the first of its devices."""
 
 
 def run_command(words: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-    """Run a command that does a job, in place of this process, and with the same life.
+    """Run a command that does a job in a child process, which is interrupted when this one is interrupted or ends.
 
     Args:
         words: of the command line.
@@ -88,7 +91,9 @@ def run_command(words: Sequence[str], environment: Mapping[str, str], log: Path)
             words, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=end_with_parent
         )
         try:
-            code = process.wait()
+            # Looked at again and again: an engine may interrupt this thread in a way that does not end a wait.
+            while (code := process.poll()) is None:
+                time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             process.terminate()
             process.wait()

@@ -30,7 +30,7 @@ _CHECKPOINT_SECONDS = 60.0
 
 
 class Local(Launcher):
-    """``slots`` processes, each with a GPU or an equal share of the CPU; with one slot, this process."""
+    """``slots`` processes, each with its GPUs or an equal share of the CPU; with one slot, this process."""
 
     name = "local"
 

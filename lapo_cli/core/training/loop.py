@@ -90,7 +90,8 @@ class TrainingLoop:
         return self._before + updates * self._scale
 
     def _open_metrics(self) -> None:
-        self._metrics = MetricsLog(self._stage.path, self._ctx, resume_at=self._count(self.start))
+        at = self._count(self.start) if self.start else 0  # From 0 on nothing is kept.
+        self._metrics = MetricsLog(self._stage.path, self._ctx, resume_at=at)
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
@@ -164,11 +165,13 @@ class TrainingLoop:
             bad = (~values.isfinite()).nonzero()
             if len(bad):
                 at = int(bad[0, 0])
+                kept = (
+                    f"the checkpoint of {self._unit} {self._count(self._checkpointed)} is kept in {self._stage.path}; "
+                )
                 raise TrainingDivergedError(
                     f"{name} became {values[at].item()} at {self._unit} {self._count(first + at + 1)} "
-                    f"of {self._title}: the checkpoint of {self._unit} {self._count(self._checkpointed)} is kept in "
-                    f"{self._stage.path}; start the stage over with a lower learning rate or precision=fp32 by --set, "
-                    "and with --reconfigure where the command has it."
+                    f"of {self._title}: {kept if self._checkpointed else ''}start the stage over with a lower learning "
+                    "rate or precision=fp32 by --set, and with --reconfigure where the command has it."
                 )
             means[name] = values.mean().item()
         self._pending.clear()
