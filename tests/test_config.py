@@ -41,6 +41,7 @@ def test_every_key_has_a_description() -> None:
         ("offline.labels=16,32", (16, 32)),
         ("offline.labels=[16, 32]", (16, 32)),
         ("online.ppo.num_envs=8", 8),
+        ('data.source="a, b"', "a, b"),
     ],
 )
 def test_a_dotted_override_sets_one_key(word: str, value: object) -> None:
@@ -50,22 +51,32 @@ def test_a_dotted_override_sets_one_key(word: str, value: object) -> None:
     assert {k: v for k, v in after.items() if k != key} == {k: v for k, v in before.items() if k != key}
 
 
+def test_a_mapping_sets_the_keys_of_a_section() -> None:
+    quantizer = load_config(overrides=["model.quantizer={codebooks: 4, codes: 32}"]).model.quantizer.model_dump()
+    assert (quantizer["codebooks"], quantizer["codes"], quantizer["positions"]) == (4, 32, 4)
+
+
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
         ("stage1.lrr=1", "There is no configuration key 'stage1.lrr': did you mean 'stage1.lr'?"),
         ("stag1.lr=1", "There is no configuration key 'stag1': did you mean 'stage1"),
+        ("lr=1", "There is no configuration key 'lr': did you mean 'stage1.lr' or 'stage2.lr' or"),
+        ("stage1.learning_rate=1", "'stage1' has the keys steps, lr, lr_start"),
+        ("plugins=3", "Configuration key 'plugins' has the invalid value 3: it is a section, so set keys in it."),
+        ("online.hidden.peak=1", "peak (1) must not come before start (50000)"),
+        ("online.ppo.minibatches=4096", "leaves fewer than two of the rollout's 4096 steps for each"),
         ("zzz=1", "There is no configuration key 'zzz': 'lapo info --config' lists all of them."),
-        ("stage1.steps=many", "Configuration key 'stage1.steps' does not fit (it is 'many'): input should be a valid"),
-        ("stage1.steps=true", "Configuration key 'stage1.steps' does not fit (it is True)"),
-        ("stage1.steps=1.5", "Configuration key 'stage1.steps' does not fit (it is 1.5)"),
-        ("stage1.steps=0", "Configuration key 'stage1.steps' does not fit (it is 0): input should be greater than"),
-        ("stage1.steps=", "Configuration key 'stage1.steps' does not fit (it is None)"),
-        ("model.quantizer.commitment=inf", "Configuration key 'model.quantizer.commitment' does not fit (it is inf)"),
-        ("model.quantizer.commitment=nan", "Configuration key 'model.quantizer.commitment' does not fit (it is nan)"),
-        ("model.frame_size=48", "Configuration key 'model.frame_size' does not fit (it is 48)"),
+        ("stage1.steps=many", "Configuration key 'stage1.steps' has the invalid value 'many': input should be a valid"),
+        ("stage1.steps=true", "Configuration key 'stage1.steps' has the invalid value True"),
+        ("stage1.steps=1.5", "Configuration key 'stage1.steps' has the invalid value 1.5"),
+        ("stage1.steps=0", "Configuration key 'stage1.steps' has the invalid value 0: input should be greater than"),
+        ("stage1.steps=", "Configuration key 'stage1.steps' has the invalid value None"),
+        ("model.quantizer.commitment=inf", "Configuration key 'model.quantizer.commitment' has the invalid value inf"),
+        ("model.quantizer.commitment=nan", "Configuration key 'model.quantizer.commitment' has the invalid value nan"),
+        ("model.frame_size=48", "Configuration key 'model.frame_size' has the invalid value 48"),
         ("offline.labels=16,0", "every number of labelled frames must be at least 1"),
-        ("offline.labels=16,x", "Configuration key 'offline.labels.1' does not fit (it is 'x')"),
+        ("offline.labels=16,x", "Configuration key 'offline.labels.1' has the invalid value 'x'"),
         ("online.ppo.num_envs=7", "num_envs (7) must be a multiple of env_groups"),
         ("stage1.lr", "'--set stage1.lr' has no '='"),
         ("stage1.lr=[", "'--set stage1.lr=[' cannot be read as YAML"),
@@ -98,7 +109,7 @@ def test_a_file_wins_over_the_preset_and_set_over_both(tmp_path: Path) -> None:
         ("a: [", "cannot be read as YAML"),
         ("- 1\n- 2\n", "must be a mapping of configuration keys, not a list"),
         ("stage1: {lrr: 1}\n", "did you mean 'stage1.lr'?"),
-        ("stage1: 3\n", "Configuration key 'stage1' does not fit (it is 3)"),
+        ("stage1: 3\n", "Configuration key 'stage1' has the invalid value 3"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path: Path, content: str, sentence: str) -> None:
@@ -156,9 +167,9 @@ def test_a_long_override_is_one_short_sentence(word: str) -> None:
 
 
 def test_a_section_is_never_replaced_by_something_else() -> None:
-    with pytest.raises(ConfigError, match=r"'stage1' does not fit \(it is 3\): it is a section"):
+    with pytest.raises(ConfigError, match=r"'stage1' has the invalid value 3: it is a section"):
         load_config("quick", overrides=["stage1=3", "stage1.lr=1e-3"])
-    with pytest.raises(ConfigError, match=r"'online\.ppo' does not fit \(it is None\)"):
+    with pytest.raises(ConfigError, match=r"'online\.ppo' has the invalid value None"):
         load_config("quick", overrides=["online.ppo="])
 
 

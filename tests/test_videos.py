@@ -129,8 +129,8 @@ def test_without_options_frames_are_prepared_as_those_of_the_data_set(home: Path
         (["runs/robot", "clips", "--out", "a.npz"], "clips holds 3 clips: name one of them"),
         (["runs/robot", "clips/0.mp4", "--fps", "0.1", "--out", "a.npz"], "no three frames without a cut"),
         (["runs/robot", "actions.csv", "--out", "a.npz"], "actions.csv is no clip"),
-        (["runs/none", "new.mp4", "--out", "a.npz"], "is no run directory"),
-        (["runs/robot", "new.mp4", "--crop", "--letterbox", "--out", "a.npz"], "exclude each other"),
+        (["runs/none", "new.mp4", "--out", "a.npz"], "There is no folder"),
+        (["runs/robot", "new.mp4", "--crop", "--letterbox", "--out", "a.npz"], "cannot be used together"),
     ],
 )
 def test_what_cannot_be_labelled(home: Path, lapo: Lapo, done: list[str], words: list[str], sentence: str) -> None:

@@ -49,6 +49,13 @@ PresetName = Annotated[
         help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores."
     ),
 ]
+RunPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores.",
+        show_default="that of the run; of a new run, 'paper'",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")]
 Scratch = Annotated[
     Path | None,
@@ -181,6 +188,14 @@ class Overrides:
 
         return load_config(preset, self.config, [*(self.set_ or []), *flags])
 
+    def at(self, where: Path, preset: str | None, *flags: str) -> "tuple[Config, str]":
+        """The configuration of the run at ``where``, which may be new, and its preset: by default the run's own."""
+        if preset is None and (where / "run.yaml").exists():
+            run = self.on_run(where, *flags)
+            return run.config, run.preset
+        preset = preset or "paper"
+        return self.on_preset(preset, *flags), preset
+
     def on_run(self, path: Path, *flags: str) -> "RunDir":
         """The run that ``path`` lies in; ``flags`` are ``KEY=VALUE`` words of the command's own options.
 
@@ -216,7 +231,7 @@ class Preparing:
         from lapo_cli.core.data.clips import Preparation
 
         if self.crop and self.letterbox:
-            raise UsageError("--crop and --letterbox exclude each other: give one of them.")
+            raise UsageError("--crop and --letterbox cannot be used together: give one of them.")
         fit: Fit = "crop" if self.crop else "letterbox" if self.letterbox else "stretch"
         return Preparation(size, fit, self.fps, self.skip_still)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, PresetName, Reconfigure
+from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, Reconfigure, RunPreset
 from lapo_cli.cli.tables import recordings_table, stage_table
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import ENVIRONMENTS
@@ -17,7 +17,7 @@ def train_expert(
     acting: Acting,
     logging: Logging,
     output: Output,
-    preset: PresetName = "paper",
+    preset: RunPreset = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the levels and the actions.")] = 0,
     steps: Annotated[
         int | None,
@@ -32,12 +32,12 @@ def train_expert(
     """
     with terminal(output) as here:
         game = ENVIRONMENTS.get(game).name
-        config = overrides.on_preset(preset, *([] if steps is None else [f"expert.steps={steps}"]))
+        where = run_dir or Path("runs", f"{game}-expert-{preset or 'paper'}")
+        config, preset = overrides.at(where, preset, *([] if steps is None else [f"expert.steps={steps}"]))
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        where = run_dir or Path("runs", f"{game}-expert-{preset}")
         run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         options = acting.options(wandb=logging.wandb)
         results = pipeline.run_stage(run, "expert", [run.seed_dir(game, seed)], options, here.progress)

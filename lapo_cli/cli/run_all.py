@@ -14,8 +14,8 @@ from lapo_cli.cli.options import (
     Logging,
     Output,
     Overrides,
-    PresetName,
     Reconfigure,
+    RunPreset,
     Scratch,
     Seed,
     share,
@@ -36,7 +36,7 @@ def run_all(
     seeds: Annotated[
         str, typer.Option(metavar="N,N,…", help="Training seeds; each game runs once with each seed.")
     ] = "0",
-    preset: PresetName = "paper",
+    preset: RunPreset = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     reconfigure: Reconfigure = False,
     jobs: Annotated[
@@ -75,12 +75,13 @@ def run_all(
         names = parse_games([games], execution.data_dir)
         LAUNCHERS.get(launcher)  # A misspelt name is reported before the second that loading PyTorch takes.
         numbers = _seeds(seeds)
-        config = overrides.on_preset(preset)
+        where = run_dir or Path("runs", preset or "paper")
+        config, preset = overrides.at(where, preset)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        where = run_dir or Path("runs", preset)
+        run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         options = execution.options(
             wandb=logging.wandb,
             jobs=jobs,
@@ -91,12 +92,11 @@ def run_all(
             devices=devices,
         )
         if dry_run:
-            planned = pipeline.plan(RunDir(where, config, preset), names, numbers, options)
-            script = pipeline.preview(RunDir(where, config, preset), names, numbers, options)
+            planned = pipeline.plan(run, names, numbers, options)
+            script = pipeline.preview(run, names, numbers, options)
             document = {"run_dir": where, "plan": planned, **({"script": script} if script else {})}
             here.result(document, plan_table(planned, plain=here.plain), script)
             return
-        run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         summary = pipeline.run_all(run, names, numbers, options, here.progress)
         here.result({"run_dir": run.path, **summary.as_json()}, *summary_parts(summary, plain=here.plain))
         if summary.failures:
@@ -110,10 +110,7 @@ def run_chain(
     logging: Logging,
     output: Output,
     seed: Seed = 0,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Configuration to start from.", show_default="the run's; of a new run, 'paper'"),
-    ] = None,
+    preset: RunPreset = None,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     scratch: Scratch = None,
     devices: Devices = 1,

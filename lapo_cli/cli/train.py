@@ -12,9 +12,9 @@ from lapo_cli.cli.options import (
     Logging,
     Output,
     Overrides,
-    PresetName,
     Reconfigure,
     RunPath,
+    RunPreset,
     Seed,
     share,
 )
@@ -38,7 +38,7 @@ def train_idm(
     execution: Execution,
     logging: Logging,
     output: Output,
-    preset: PresetName = "paper",
+    preset: RunPreset = None,
     seed: Seed = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/GAME-PRESET")] = None,
     reconfigure: Reconfigure = False,
@@ -49,13 +49,14 @@ def train_idm(
         game, *others = parse_games([game], execution.data_dir)  # Errors come before PyTorch is loaded, which is slow.
         if others:
             raise UsageError("Only one game can be trained at a time: name one, or use 'lapo run-all --games'.")
-        config = overrides.on_preset(preset)
+        where = run_dir or Path("runs", f"{game}-{preset or 'paper'}")
+        config, preset = overrides.at(where, preset)
         share(devices)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = RunDir.prepare(run_dir or Path("runs", f"{game}-{preset}"), config, preset, reconfigure=reconfigure)
+        run = RunDir.prepare(where, config, preset, reconfigure=reconfigure)
         options = execution.options(wandb=logging.wandb)
         _report(here, run, pipeline.run_stage(run, "idm", [run.seed_dir(game, seed)], options, here.progress))
 

@@ -7,7 +7,7 @@ builds (:data:`QUANTIZERS`, :data:`POLICY_TARGETS`). Stages that plugins add hav
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -100,9 +100,9 @@ class DataConfig(Section):
 
     source: str = Field(
         default="drive",
-        description="Where run-all gets games that are not here yet: the official Google Drive files, or bundled ones.",
+        description="Where run-all gets missing games: drive (official), demos (bundled), or another source.",
     )
-    max_frames: int = Field(2_621_440, ge=1024, description="Most training frames to use: 80 chunks of 32,768.")
+    max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames: 80 chunks of 32,768.")
 
 
 class ModelConfig(Section):
@@ -114,12 +114,16 @@ class ModelConfig(Section):
     policy_size: Literal[16, 32, 64] = Field(
         default=64, description="Pixels per side that the policy and the baselines see."
     )
-    idm_scale: int = Field(4, ge=1, le=16, description="k of the inverse dynamics model's IMPALA trunk.")
+    idm_scale: int = Field(
+        4, ge=1, le=16, description="Channel multiplier k of the inverse dynamics model's IMPALA trunk."
+    )
     world_model_base: int = Field(24, ge=4, le=128, multiple_of=2, description="Channels b of the U-Net's outer level.")
-    policy_scale: int = Field(4, ge=1, le=16, description="k of the policy's IMPALA trunk, the baselines' too.")
+    policy_scale: int = Field(
+        4, ge=1, le=16, description="Channel multiplier k of the trunk of the policy and the baselines."
+    )
     policy_trunk: Literal["impala", "compact"] = Field(
         default="impala",
-        description="The policy's trunk, the baselines' too: the paper's, or one of two fifths of its cost.",
+        description="Trunk of the policy and the baselines: impala, the paper's, or compact, two fifths of its cost.",
     )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
@@ -140,8 +144,13 @@ class ScheduledConfig(Section):
     warmup: int
     weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of the optimizer.")
     optimizer: Literal["adamw", "muon"] = Field(
-        default="adamw", description="The paper's, or Muon for hidden convolutions and AdamW for the rest."
+        default="adamw",
+        description="adamw (the paper's), or muon: Muon for hidden convolutions and AdamW for the rest.",
     )
+
+    def of_steps(self, steps: int) -> Self:
+        """The same schedule, shortened to so many steps, or lengthened."""
+        return self.model_copy(update={"steps": steps, "warmup": self.warmup * steps // self.steps})
 
     def learning_rate(self, step: int) -> float:
         """From ``lr_start`` to ``lr`` over ``warmup`` steps, then to ``lr_end`` at ``steps``."""
@@ -164,10 +173,15 @@ class Stage1Config(ScheduledConfig):
         0.0, ge=0, description="Extra weight of pixels that change, as a multiple of their mean weight; 0: the paper's."
     )
     shift: int = Field(
-        0, ge=0, le=16, description="Most pixels by which a window's frames are shifted at random, together; 0: none."
+        0,
+        ge=0,
+        le=16,
+        description="Maximum number of pixels by which a window's frames are shifted at random, together; 0: none.",
     )
     eval_every: int = Field(500, ge=1, description="Steps between measurements on held-out data.")
-    probe_pairs: int = Field(65_536, ge=64, description="Labelled pairs to train the probe, and as many to test it.")
+    probe_pairs: int = Field(
+        65_536, ge=64, description="Maximum number of labelled pairs to train the probe, and as many to test it."
+    )
     probe_epochs: int = Field(3, ge=1, description="Epochs of the probe's training.")
 
 
@@ -181,7 +195,10 @@ class Stage2Config(ScheduledConfig):
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(1_000, ge=0, description="Steps of the warm-up.")
     shift: int = Field(
-        0, ge=0, le=16, description="Most pixels by which frames are shifted at random, also those of clones; 0: none."
+        0,
+        ge=0,
+        le=16,
+        description="Maximum number of pixels by which frames, also those of clones, are shifted at random; 0: none.",
     )
     target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS, "latent")] = Field(
         default_factory=lambda: POLICY_TARGETS.get("latent").model_validate({}), description="What the policy predicts."
@@ -205,7 +222,11 @@ class OfflineConfig(Section):
         min_length=1,
         description="Numbers of labelled frames, one decoder each.",
     )
-    steps: int = Field(1_000, ge=1, description="Training steps of each decoder.")
+    steps: int = Field(
+        1_000,
+        ge=1,
+        description="Training steps of each decoder, and of the baselines that learn from the labels alone.",
+    )
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -220,7 +241,7 @@ class OfflineConfig(Section):
 
 
 class RelabelConfig(Section):
-    """Decoding the latent actions of all frames, then cloning the true actions (LAPO+, 2602.02762)."""
+    """Decoding the latent actions of all frames, then cloning the true actions (LAPO+, arXiv:2602.02762)."""
 
     steps: int = Field(60_000, ge=1, description="Training steps of each clone.")
     lr: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate of a clone; else it is trained as in stage 2.")
@@ -235,13 +256,19 @@ class RelabelConfig(Section):
 class Ramp(Section):
     """A learning rate over environment steps: 0 until ``start``, linear to ``lr`` at ``peak`` and to 0 at the end."""
 
-    start: int = Field(ge=0, description="Environment steps until which the rate is 0.")
-    peak: int = Field(ge=0, description="Environment steps at which the rate is highest.")
-    lr: float = Field(ge=0, lt=1, description="The highest rate.")
+    start: int = Field(ge=0, description="Environment steps until which the learning rate is 0.")
+    peak: int = Field(ge=0, description="Environment steps at which the learning rate is highest.")
+    lr: float = Field(ge=0, lt=1, description="The highest learning rate.")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Ramp":
+        if self.peak < self.start:
+            raise ValueError(f"peak ({self.peak}) must not come before start ({self.start})")
+        return self
 
     def at(self, step: int, end: int) -> float:
         """The learning rate after ``step`` environment steps of ``end``."""
-        if step < self.start or (step == self.start and self.peak > self.start):
+        if step < self.start:
             return 0.0
         if step < self.peak:
             return self.lr * (step - self.start) / (self.peak - self.start)
@@ -273,25 +300,28 @@ class PPOConfig(Section):
     def _divisible(self) -> "PPOConfig":
         if self.num_envs % self.env_groups:
             raise ValueError(f"num_envs ({self.num_envs}) must be a multiple of env_groups ({self.env_groups})")
-        if self.num_envs * self.num_steps < self.minibatches:
-            raise ValueError(f"minibatches ({self.minibatches}) exceeds the rollout's {self.num_envs * self.num_steps}")
+        if self.num_envs * self.num_steps < 2 * self.minibatches:
+            raise ValueError(
+                f"minibatches ({self.minibatches}) leaves fewer than two of the rollout's "
+                f"{self.num_envs * self.num_steps} steps for each"
+            )
         return self
 
 
 class ReinforcementConfig(Section):
     """A training by PPO."""
 
-    steps: int = Field(ge=1, description="Environment steps.")
+    steps: int = Field(ge=1, description="Environment steps, rounded up to whole rollouts.")
     ppo: PPOConfig = PPOConfig()
 
 
 class ExpertConfig(ReinforcementConfig):
     """An expert to record, trained from scratch (Cobbe et al., 2020, easy mode)."""
 
-    steps: int = Field(25_000_000, ge=1, description="Environment steps.")
+    steps: int = Field(25_000_000, ge=1, description="Environment steps, rounded up to whole rollouts.")
     ppo: PPOConfig = PPOConfig(num_steps=256, entropy_coef=0.01)
     lr: float = Field(5e-4, gt=0, lt=1, description="Learning rate; Adam.")
-    scale: int = Field(4, ge=1, le=16, description="k of its IMPALA trunk.")
+    scale: int = Field(4, ge=1, le=16, description="Channel multiplier k of its IMPALA trunk.")
     size: Literal[16, 32, 64] = Field(64, description="Pixels per side that it sees; below 64, frames are averaged.")
     snapshot_every: int = Field(
         5_000_000, ge=1, description="Environment steps between weights that are kept, to record mixtures of skill."
@@ -301,15 +331,19 @@ class ExpertConfig(ReinforcementConfig):
 class OnlineConfig(ReinforcementConfig):
     """Decoding by reinforcement learning, and its baselines at the same number of steps (paper, section 5.1)."""
 
-    steps: int = Field(4_000_000, ge=1, description="Environment steps.")
+    steps: int = Field(4_000_000, ge=1, description="Environment steps, rounded up to whole rollouts.")
     action_head: Ramp = Ramp(start=35_000, peak=50_000, lr=1e-2 / 4)
     value_head: Ramp = Ramp(start=25_000, peak=50_000, lr=1e-2 / 4)
     hidden: Ramp = Ramp(start=50_000, peak=200_000, lr=1e-2 / 10)
     scratch: Ramp = Ramp(start=0, peak=0, lr=5e-4)
     decoder_from: int = Field(10_000, ge=0, description="Environment steps after which the decoder is trained.")
-    decoder_dense_until: int = Field(50_000, ge=0, description="... at every update until here,")
-    decoder_every: int = Field(20, ge=1, description="... then at every so many updates,")
-    decoder_until: int = Field(400_000, ge=0, description="... until here.")
+    decoder_dense_until: int = Field(
+        50_000, ge=0, description="Environment steps until which the decoder is trained at every update."
+    )
+    decoder_every: int = Field(20, ge=1, description="Updates between two trainings of the decoder after that.")
+    decoder_until: int = Field(
+        400_000, ge=0, description="Environment steps after which the decoder is no longer trained."
+    )
     decoder_epochs: int = Field(3, ge=1, description="Passes over all labelled pairs each time.")
 
 
@@ -317,9 +351,13 @@ class EvaluationConfig(Section):
     """How policies are evaluated."""
 
     episodes: int = Field(256, ge=2, description="Episodes per policy.")
-    num_envs: int = Field(128, ge=1, description="Most parallel environments.")
-    max_episode_steps: int = Field(100_000, ge=1, description="Environment steps after which an episode should end.")
-    curve_points: int = Field(8, ge=0, description="Evaluations during a training by PPO, after the one at its start.")
+    num_envs: int = Field(128, ge=1, description="Maximum number of parallel environments.")
+    max_episode_steps: int = Field(
+        100_000, ge=1, description="Environment steps after which an episode that has not ended is an error."
+    )
+    curve_points: int = Field(
+        8, ge=0, description="Evaluations during a training by PPO, after the one at its start; 0: none at all."
+    )
     curve_episodes: int = Field(64, ge=2, description="Episodes of each of these.")
 
 
@@ -327,11 +365,12 @@ class Config(Section):
     """Everything a run depends on besides data, seed and device."""
 
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 autocasts the convolutions; auto: where the hardware is fast at it."
+        "auto",
+        description="auto, fp32 or bf16, which autocasts convolutions; auto: where the hardware is fast at it.",
     )
     checkpoint_seconds: float = Field(60.0, ge=0, description="Seconds between checkpoints of a training stage.")
     extra_stages: tuple[str, ...] = Field(
-        default=(), description="Stages that run-all adds to the paper's, such as relabel; their order is their own."
+        default=(), description="Stages that run-all adds to the paper's, for example [relabel,online-relabel]."
     )
     data: DataConfig = DataConfig()
     # Not built when this module is imported: the modules of quantizers and policy targets import this one.

@@ -78,7 +78,8 @@ def _assignment(word: str, option: str = "--set") -> dict[str, Any]:
         example = ", for example stage1.lr=3e-4" if option == "--set" else ""
         raise ConfigError(f"'{option} {shortened(word)}' has no '=': write it as KEY=VALUE{example}.")
     try:
-        value = _numbers(files.parse_yaml(f"[{text}]" if "," in text and not text.startswith("[") else text))
+        is_list = "," in text and text[:1] not in ("[", "{", '"', "'")
+        value = _numbers(files.parse_yaml(f"[{text}]" if is_list else text))
     except ValueError as error:
         raise ConfigError(
             f"'{option} {shortened(word)}' cannot be read as YAML ({error}): check its quotes and brackets."
@@ -127,12 +128,22 @@ def _explain(error: ValidationError, what_it_is: str = "Configuration key") -> s
     first = error.errors(include_url=False)[0]
     key = shortened(".".join(str(part) for part in first["loc"]))
     if first["type"] in ("extra_forbidden", "invalid_key"):
-        near = difflib.get_close_matches(key, describe(Config()), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else "'lapo info --config' lists all of them."
-        return f"There is no configuration key '{key}': {hint}"
-    found = "" if first["type"] == "missing" else f" (it is {shortened(reprlib.repr(first['input']))})"
+        return f"There is no configuration key '{key}': {_hint(key)}"
+    found = "is invalid" if first["type"] == "missing" else f"has the invalid value {reprlib.repr(first['input'])}"
     what = one_line(first["msg"].removeprefix("Value error, "), 200)
-    return f"{what_it_is} '{key}' does not fit{found}: {what[0].lower()}{what[1:]}."
+    return f"{what_it_is} '{key}' {shortened(found)}: {what[0].lower()}{what[1:]}."
+
+
+def _hint(wrong: str) -> str:
+    """Which keys may have been meant."""
+    known = list(describe(Config()))
+    names = [*known, *{key.partition(".")[0]: None for key in known}]
+    near = [key for key in known if key.endswith(f".{wrong}")] or difflib.get_close_matches(wrong, names, 1, 0.8)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near[:4]))}?"
+    section = wrong.rpartition(".")[0]
+    inside = [key.removeprefix(f"{section}.") for key in known if key.startswith(f"{section}.")]
+    return f"'{section}' has the keys {', '.join(inside)}." if inside else "'lapo info --config' lists all of them."
 
 
 def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:
@@ -183,9 +194,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict
     for key, value in over.items():
         old = merged.get(key)
         if isinstance(old, dict) and not isinstance(value, dict):
+            example = f", for example '{prefix}{key}.{next(iter(old))}'" if old else ""
             raise ConfigError(
-                f"Configuration key '{prefix}{key}' does not fit (it is {shortened(reprlib.repr(value))}): "
-                f"it is a section, so set keys in it, for example '{prefix}{key}.{next(iter(old))}'."
+                f"Configuration key '{prefix}{key}' has the invalid value {shortened(reprlib.repr(value))}: it is a "
+                f"section, so set keys in it{example}."
             )
         if isinstance(old, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
             value = _merge(old, value, f"{prefix}{key}.")

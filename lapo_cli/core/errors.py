@@ -36,7 +36,7 @@ class DeviceError(UsageError):
 
 
 class RunDirError(UsageError):
-    """A path that is no run directory, or one that another version or another process holds."""
+    """A path that is not a run directory, or one that another version or another process holds."""
 
 
 class MissingInputError(UsageError):

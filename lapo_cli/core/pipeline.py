@@ -18,6 +18,7 @@ from lapo_cli.core.config_loading import parse_settings
 from lapo_cli.core.data.clips import Preparation, find_clips
 from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.sources.video import preparation_of
+from lapo_cli.core.data.store import SPLITS, store_path
 from lapo_cli.core.errors import (
     EnvironmentUnavailableError,
     LapoError,
@@ -52,7 +53,8 @@ class PlannedStage:
     """A stage that ``run-all`` would come to.
 
     Attributes:
-        state: ``done`` (will be skipped), ``resume``, or ``run`` (also where the configuration has changed since).
+        state: ``done`` (will be skipped), ``resume``, ``run`` (also where the configuration has changed since), or
+            ``left out`` (the data or environment lacks what it needs).
     """
 
     game: str
@@ -262,13 +264,24 @@ def _start_over(seed_dirs: list[SeedDir], included: list[Stage]) -> None:
 
 
 def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[PlannedStage]:
-    """What :func:`run_all` would do, without doing it."""
+    """What :func:`run_all` would do, without doing it; whether data has changed since is not looked at.
+
+    Raises:
+        LapoError: it would be refused, apart from what the launcher needs.
+    """
+    compute_of(run, options)
+    SOURCES.get(run.config.data.source)
     planned = []
     for game in games:
+        there = all(store_path(options.data_dir, game, split).exists() for split in SPLITS)
         for seed in seeds:
+            ctx = context_of(run, run.seed_dir(game, seed), options, Silent())
             again: set[str] = set()
             for stage in chain(run.config, baselines=options.baselines):
-                folder = run.seed_dir(game, seed).stage(stage.name)
+                if there and _is_left_out(stage, ctx):
+                    planned.append(PlannedStage(game, seed, stage.name, "left out"))
+                    continue
+                folder = ctx.seed_dir.stage(stage.name)
                 begun = folder.try_read_config()
                 config = stage.configure(run.config).model_dump(mode="json")
                 changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
@@ -279,6 +292,13 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
                     state = "resume" if folder.done() is None else "done"
                 planned.append(PlannedStage(game, seed, stage.name, state))
     return planned
+
+
+def _is_left_out(stage: Stage, ctx: Context) -> bool:
+    try:
+        return stage.applicable(ctx) is not None
+    except LapoError:  # Of damaged data, for example, which the stage reports.
+        return False
 
 
 def _chains(run: RunDir, games: list[str], seeds: list[int], options: Options) -> list[Chain]:

@@ -109,7 +109,7 @@ class Registry(Generic[T]):
             if name not in self._members:
                 self._members[name] = self._families[name.partition(".")[0]](member_of(name))
             return self._members[name]
-        near = difflib.get_close_matches(name.lower(), self._items, n=1)
+        near = difflib.get_close_matches(name.lower(), self._items, 1, 0.8)
         hint = (
             f"did you mean '{near[0]}'?"
             if near

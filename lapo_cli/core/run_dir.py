@@ -4,13 +4,13 @@
 
     runs/<name>/run.yaml                       format, version, configuration
                 <game>/seed-<n>/<stage>/       config.yaml  state.pt  metrics.jsonl  model.safetensors  done.json
-                summary.json  summary.md
-                devices/  slurm/               what launchers' processes print
+                              evaluation/  measurements/
+                summary.json  summary.md  report.html  devices/  slurm/
 
 ``done.json`` is written last. It names the configuration and the inputs by fingerprint, so a stage is run again when,
-and only when, what it depends on has changed; a stage folder without it is unfinished and resumes from ``state.pt``. An
-expert also keeps weights of earlier steps, ``step-<n>.safetensors``. Nothing is deleted: a stage that is replaced is
-renamed to ``<stage>.old-<n>``.
+and only when, an input or a section of the configuration that it depends on has changed; a stage folder without it is
+unfinished and resumes from ``state.pt``. An expert also keeps weights of earlier steps, ``step-<n>.safetensors``. No
+result is deleted: a stage that is replaced is renamed to ``<stage>.old-<n>``.
 
 Weights, ``state.pt``, ``done.json`` and ``config.yaml`` are checked against digests when they are read: what was
 altered is refused.
@@ -354,7 +354,7 @@ class RunDir:
         is_other = path.exists() and (not path.is_dir() or any(not _LEFT.fullmatch(e.name) for e in path.iterdir()))
         if not file.exists():
             if is_other:
-                raise RunDirError(f"{path} exists and is no run directory: choose another --run-dir or empty it.")
+                raise RunDirError(f"{path} exists and is not a run directory: choose another --run-dir or empty it.")
             return cls(path, config, preset, pending="create")
         if not reconfigure:
             _require_same(cls.open(path), config)
@@ -395,11 +395,13 @@ class RunDir:
         Raises:
             RunDirError: it lies in none, or in one of another format.
         """
+        if not path.exists():
+            raise RunDirError(f"There is no folder {path}: check the path, or make a run by 'lapo run-all'.")
         for folder in (path.absolute(), *path.absolute().parents):
-            if (folder / "run.yaml").is_file() and path.exists():
+            if (folder / "run.yaml").is_file():
                 return cls._read(folder)
         raise RunDirError(
-            f"{path} is no run directory (no run.yaml there or above it): "
+            f"{path} is not a run directory (no run.yaml there or above it): "
             "'lapo train-idm GAME' or 'lapo run-all' makes one."
         )
 

@@ -221,6 +221,26 @@ def test_a_stage_is_run_as_the_options_say(
     assert (options.wandb, options.device, options.fresh) == (True, "cpu", True)
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("train-idm", "maze"), "run_stage"),
+        (("train-expert", "maze"), "run_stage"),
+        (("run-all", "--games", "maze"), ""),
+    ],
+)
+def test_a_run_goes_on_with_its_own_preset(
+    lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], name: str
+) -> None:
+    core = _stand_in(monkeypatch, name or "run_all", [_result()] if name else _summary([]))
+    said = lapo(*words, "--run-dir", "run")
+    assert said.exit_code == 0, said.stderr
+    assert core.calls[0][0].config == run.config
+    refused = lapo(*words, "--run-dir", "run", "--preset", "paper")
+    assert refused.exit_code == 2
+    assert "is a run of another configuration" in refused.stderr
+
+
 def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     _stand_in(monkeypatch, "evaluate", _summary([]))
     said = lapo("evaluate", "run")
@@ -283,6 +303,21 @@ def test_a_dry_run_lists_all_and_makes_nothing(lapo: Lapo, home: Path) -> None:
         for stage in ("idm", "policy", "offline", "online", "scratch")
     ]
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--device", "gpu"), "no device 'gpu'"),
+        (("--set", "data.source=foo"), "'foo'"),
+        (("--run-dir", "."), "not a run"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(lapo: Lapo, home: Path, words: tuple[str, ...], why: str) -> None:
+    (home / "photo.jpg").touch()
+    said = lapo("run-all", "--games", "maze", "--dry-run", *words)
+    assert said.exit_code == 2
+    assert why in said.stderr
 
 
 def test_info(lapo: Lapo, home: Path) -> None:

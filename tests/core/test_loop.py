@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from lapo_cli.core import interrupts
-from lapo_cli.core.config import Ramp, Stage1Config
+from lapo_cli.core.config import Ramp, Stage1Config, Stage2Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
 from lapo_cli.core.run_dir import StageDir
@@ -310,6 +310,15 @@ def test_the_learning_rate_warms_up_and_decays_linearly(step: int, rate: float) 
 
 def test_without_warm_up_the_rate_starts_at_its_peak() -> None:
     assert Stage1Config(steps=10, warmup=0, lr_start=0.1, lr=0.9, lr_end=0.0).learning_rate(0) == 0.9
+
+
+@pytest.mark.parametrize("steps", [16, 1_000, 120_000])
+def test_a_shorter_schedule_reaches_its_peak_and_its_end(steps: int) -> None:
+    config = Stage2Config().of_steps(steps)
+    rates = [config.learning_rate(step) for step in range(steps + 1)]
+    assert max(rates) == config.lr
+    assert rates.index(config.lr) == steps // 60
+    assert rates[-1] == pytest.approx(config.lr_end)
 
 
 @pytest.mark.parametrize(

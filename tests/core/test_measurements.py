@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,19 @@ def test_the_interval_of_a_curve_covers_its_episodes_and_its_seeds() -> None:
     mean, low, high = over_seeds([(0.0, 0.1, 64), (10.0, 0.1, 64), (5.0, 0.1, 64)])
     assert mean == 5.0
     assert high - low > 5
+
+
+class _Copying:
+    """A world model that predicts no change."""
+
+    def step(self, before: torch.Tensor, now: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return now
+
+
+def test_one_sequence_is_enough_for_a_strip(tmp_path: Path) -> None:
+    real, z = torch.rand(1, 4, 3, 16, 16) - 0.5, torch.zeros(1, 2, 8)
+    about = imagination._strips(tmp_path / "strips.webp", _Copying(), real, z)  # type: ignore[arg-type]
+    assert sheets.read(tmp_path / "strips.webp", about).shape == (4, 16, 16, 3)
 
 
 def test_measurements_are_made_once_and_again_when_stage_1_changed(context: Callable[..., Context]) -> None:

@@ -91,4 +91,4 @@ for word in ("plugins.constant.acton=2", "plugins.constant.action=x"):
     refused, unknown, wrong = process.stdout.splitlines()
     assert "two registrations of the stage 'constant'" in refused
     assert unknown.startswith("There is no configuration key 'plugins.constant.acton': did you mean")
-    assert wrong.startswith("Configuration key 'plugins.constant.action' does not fit (it is 'x')")
+    assert wrong.startswith("Configuration key 'plugins.constant.action' has the invalid value 'x'")

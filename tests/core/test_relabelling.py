@@ -13,9 +13,11 @@ import safetensors.torch
 import torch
 
 from lapo_cli.core.config import Config
+from lapo_cli.core.errors import UsageError
 from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.stages import online_relabel
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
 from tests.core.tiny_config import run
@@ -41,6 +43,15 @@ def test_clones_start_from_the_latent_policy_where_they_are_to(context: MakeCont
     for name in ("trunk.convs.0.weight", "trunk.convs.11.conv1.bias", "hidden.weight"):
         close = torch.allclose(clone[f"agent.policy.{name}"], start[f"policy.{name}"], atol=1e-5)
         assert close == warm, name
+
+
+def test_a_clone_of_another_size_cannot_start_from_the_latent_policy(context: MakeContext) -> None:
+    ctx = context(*_SMALL, "relabel.warm_start=true")
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    larger = ctx.config.model.model_copy(update={"policy_scale": 2})
+    with pytest.raises(UsageError, match="needs a network of its size"):
+        run(replace(ctx, config=ctx.config.model_copy(update={"model": larger})), "relabel")
 
 
 def test_ppo_continues_with_the_last_layers_of_the_clone(context: MakeContext) -> None:
@@ -73,8 +84,14 @@ class _Interrupt(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("during", ["clone of what", "stage 3 online-relabel"])
-def test_an_interrupted_run_ends_as_an_unbroken_one(context: MakeContext, tmp_path: Path, during: str) -> None:
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("during", ["clone of what", "between", "stage 3 online-relabel"])
+def test_an_interrupted_run_ends_as_an_unbroken_one(
+    context: MakeContext, tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unbroken = context(*_SMALL[:-2], "online.steps=768", "relabel.warm_start=true")
     for name in ("idm", "policy"):
         run(unbroken, name)
@@ -84,8 +101,11 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(context: MakeContext, tmp_pa
         (copy / name).symlink_to(unbroken.seed_dir.path / name)
     broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=copy))
     run(unbroken, "online-relabel")
+    if during == "between":
+        monkeypatch.setattr(online_relabel, "ClonedAgent", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(replace(broken, progress=_Interrupt(during)), "online-relabel")
+    monkeypatch.undo()
     run(broken, "online-relabel")
     for folder in ("online-relabel/clone", "online-relabel"):
         one, other = _weights(unbroken, folder), _weights(broken, folder)

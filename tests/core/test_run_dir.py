@@ -225,13 +225,13 @@ def test_a_run_is_found_from_anywhere_inside_it(tmp_path: Path, tiny: Tiny) -> N
 def test_a_folder_of_something_else_is_no_run_directory(tmp_path: Path, tiny: Tiny) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
-    with pytest.raises(RunDirError, match="is no run directory"):
+    with pytest.raises(RunDirError, match="is not a run directory"):
         RunDir.create(tmp_path / "photos", tiny(), "quick")
-    with pytest.raises(RunDirError, match="is no run directory"):
+    with pytest.raises(RunDirError, match="is not a run directory"):
         RunDir.create(tmp_path / "photos" / "cat.jpg", tiny(), "quick")
-    with pytest.raises(RunDirError, match="is no run directory"):
+    with pytest.raises(RunDirError, match="is not a run directory"):
         RunDir.open(tmp_path / "photos")
-    with pytest.raises(RunDirError, match="is no run directory"):
+    with pytest.raises(RunDirError, match=r"There is no folder .*absent"):
         RunDir.open(tmp_path / "absent")
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 

@@ -233,7 +233,13 @@ def parse_games(names: Sequence[str], data_dir: Path | None = None) -> list[str]
         elif data_dir is not None and word not in (".", "..") and "/" not in word and (data_dir / word).is_dir():
             found[word] = None
         else:
-            found[ENVIRONMENTS.get(word).name] = None
+            try:
+                found[ENVIRONMENTS.get(word).name] = None
+            except UnknownNameError as error:
+                if data_dir is None or str(error).endswith("?"):
+                    raise
+                own = f"'lapo import {word} PATH' or 'lapo download {word} --from PATH' makes one of your own."
+                raise UnknownNameError(f"{error} {own}") from error
     if not found:
         raise UnknownNameError("No game was named: give one or more games, or 'all'.")
     return list(found)

@@ -138,7 +138,6 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         "env_steps": policy.env_steps,
         "game": ctx.game,
         "lapo_version": lapo_cli.__version__,
-        "levels": "unseen in training",
         "level_seed": seed,
         "reference_returns": [ctx.env.random_return, ctx.env.expert_return],
         "film": _write_film(file.with_suffix(".webp"), episodes.film),
@@ -208,7 +207,8 @@ def _health(contexts: Iterable[Context]) -> Iterator[str]:
         found = done["results"]
         if "probe/accuracy" in found:
             supervised = ctx.seed_dir.stage(SUPERVISED_IDM).done()
-            ceiling = "" if supervised is None else f", a supervised model: {supervised['results']['val/accuracy']:.2f}"
+            accuracy = {} if supervised is None else supervised["results"]
+            ceiling = f", a supervised model: {accuracy['val/accuracy']:.2f}" if "val/accuracy" in accuracy else ""
             yield (
                 f"{ctx.title('probe')}: reads the true action off the latent action with accuracy "
                 f"{found['probe/accuracy']:.2f} (majority baseline: {found['probe/majority_baseline']:.2f}, "
@@ -218,7 +218,8 @@ def _health(contexts: Iterable[Context]) -> Iterator[str]:
 
 
 def _prediction_error(found: Mapping[str, Any]) -> str:
-    parts = [f"its error is {found['val/world_model'] / max(found['val/copy_last_frame'], 1e-12):.2f} of copying's"]
+    error = found["val/world_model"] / max(found["val/copy_last_frame"], 1e-12)
+    parts = [f"its error is {error:.2f} times that of repeating the last frame"]
     if "val/world_model_changed" in found:
         changed = found["val/world_model_changed"] / max(found["val/copy_last_frame_changed"], 1e-12)
         parts.append(f"{changed:.2f} on the pixels that change")

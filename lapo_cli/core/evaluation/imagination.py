@@ -130,7 +130,8 @@ def _strips(file: Path, world: Imagination, real: Tensor, inferred: Tensor) -> d
     that of 0.5 % of the pixels white.
     """
     changed = ((real[:, 2] - real[:, 1]).abs().amax(1) > _CHANGED).float().mean((1, 2))
-    chosen = changed.argsort(descending=True)[: len(real) // 2][:: max(1, len(real) // 2 // STRIPS)][:STRIPS]
+    most = max(1, len(real) // 2)
+    chosen = changed.argsort(descending=True)[:most][:: max(1, most // STRIPS)][:STRIPS]
     before, after = real[chosen, 1], real[chosen, 2]
     predicted = world.step(real[chosen, 0], before, inferred[chosen, 0])
     error = (predicted - after).abs().amax(1, keepdim=True).expand_as(after)

@@ -1,4 +1,4 @@
-"""What the presets gave when their authors ran them, to be shown beside a person's own results.
+"""What the presets gave when the maintainers of lapo ran them, to be shown beside a person's own results.
 
 ``lapo_cli/results/PRESET.json`` is a summary made of the ``summary.json`` of several runs, with the commit and the
 device of each game.

@@ -31,7 +31,7 @@ class Row:
         episodes: how many were played or, for demonstrations, recorded.
         seeds: how many trainings they come from.
         normalized: (mean - random) / (paper's expert - random); None where those are not known.
-        reference: the mean that came out when the authors ran the same configuration; None where they have not.
+        reference: the mean when the maintainers of lapo ran the same configuration; None where they have not.
     """
 
     game: str

@@ -65,7 +65,7 @@ class Decoder(nn.Sequential):
 
 
 def value_head() -> nn.Linear:
-    """Linear (256 -> 1) with the orthogonal initialization of gain sqrt(2) that PPO uses."""
+    """Linear (256 -> 1) with an orthogonal initialization of gain sqrt(2), as in the research code."""
     head = nn.Linear(HIDDEN, 1)
     nn.init.orthogonal_(head.weight, 2**0.5)
     nn.init.zeros_(head.bias)

@@ -76,7 +76,7 @@ def write_report(run: Path) -> Path:
     """Make ``report.html`` in a run directory from what is there; returns it. An older one is replaced as a whole.
 
     Raises:
-        RunDirError: it is no run directory.
+        RunDirError: it is not a run directory.
         DiskFullError: the page does not fit; an older one is as it was.
     """
     return _write(run / REPORT, [read_run(run)])
@@ -86,7 +86,7 @@ def write_comparison(runs: Sequence[Path], file: Path) -> Path:
     """Make a page that compares several runs; returns it.
 
     Raises:
-        RunDirError: one of them is no run directory.
+        RunDirError: one of them is not a run directory.
         DiskFullError: the page does not fit.
     """
     return _write(file, [read_run(run, name) for run, name in zip(runs, _names(runs), strict=True)])

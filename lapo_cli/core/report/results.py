@@ -274,7 +274,7 @@ def read_run(path: Path, name: str | None = None) -> RunResults:
     """Everything that the run at ``path`` has left.
 
     Raises:
-        RunDirError: it is no run directory, or one of another format.
+        RunDirError: it is not a run directory, or one of another format.
     """
     run = RunDir.open(path)
     problems: list[str] = []

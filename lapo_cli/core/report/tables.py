@@ -27,7 +27,7 @@ class PolicyRow:
         stage: that trained it.
         estimate: of the mean return.
         published: the paper's return of the same method, where it has one.
-        reference: the mean return when the authors of lapo ran the same configuration, where they have.
+        reference: the mean return when the maintainers of lapo ran the same configuration, where they have.
     """
 
     run: str

@@ -22,7 +22,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
         assert train.actions is not None
         return true_targets(train.actions, order[:count], ctx.env.require_actions())
 
-    config = ctx.config.stage2.model_copy(update={"steps": ctx.config.offline.steps})
+    config = ctx.config.stage2.of_steps(ctx.config.offline.steps)
     return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, config)
 
 

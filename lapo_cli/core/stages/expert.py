@@ -57,7 +57,7 @@ STAGES.register(
         name=_NAME,
         label=_LABEL,
         run=_train,
-        command="lapo train-expert {game} --run-dir {run_dir}",
+        command="lapo train-expert {game} --run-dir {run_dir} --seed {seed}",
         sections=("expert",),
         applicable=needs_environment,
         policies=partial(agent_policy, _LABEL, _build_agent),

@@ -81,10 +81,12 @@ class _OnlineDecoder:
         self._actions.append(actions)
         dense = env_steps < config.decoder_dense_until
         if config.decoder_from < env_steps < config.decoder_until and (dense or update % config.decoder_every == 0):
+            z, a = torch.cat(self._latents), torch.cat(self._actions)
+            if len(z) == 0:
+                return
             decoder = self._agent.decoder
             assert decoder is not None
             decoding.reset(decoder)
-            z, a = torch.cat(self._latents), torch.cat(self._actions)
             steps = decoding.epochs_to_steps(config.decoder_epochs, len(z), self._ctx.config.decoder)
             decoding.fit(decoder, z, a, self._ctx.config.decoder, steps)
 

@@ -1,7 +1,7 @@
 """Stage 3, online, by relabelling: learn from the agent's own play what the video's actions are, clone them, then PPO.
 
 A little random play gives labelled transitions for nothing: a decoder that is trained on their latent actions labels
-the whole video, and a clone of it is where PPO starts (the order of BCV-LR, 2512.21586).
+the whole video, and a clone of it is where PPO starts (the order of BCV-LR, arXiv:2512.21586).
 """
 
 from contextlib import closing
@@ -35,6 +35,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
         torch.manual_seed(stage_seed(ctx, cloned.name))
         cloned.begin({}, fresh=False)
         cloned.finish(_clone(ctx, cloned))
+    torch.manual_seed(stage_seed(ctx, stage.name))  # Whether or not the clone was finished before.
     start = direct_agent_of(header(ctx, cloned), ctx.compute)
     cloned.load_weights({"agent": start})
     agent = ClonedAgent(start, ctx.compute)

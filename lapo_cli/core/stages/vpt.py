@@ -1,4 +1,4 @@
-"""Relabelling with a supervised inverse dynamics model of the few labelled frames, then cloning (VPT, 2206.11795)."""
+"""Relabelling with a supervised inverse dynamics model of the few labelled frames, then cloning (arXiv:2206.11795)."""
 
 from functools import partial
 from typing import Any

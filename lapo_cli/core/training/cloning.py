@@ -14,6 +14,7 @@ from torch import Tensor
 from lapo_cli.core.config import Stage2Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
+from lapo_cli.core.errors import UsageError
 from lapo_cli.core.models.frames import normalize, shifted
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
@@ -80,6 +81,9 @@ def clone(
         config: number of updates, batch size and learning rate.
         start: a latent policy of the same size whose trunk and hidden layer it starts from; else they are random.
 
+    Raises:
+        UsageError: ``start`` is of another size.
+
     Returns:
         ``val/accuracy`` on the test store, the ``val/majority_baseline``, and the number of ``steps``.
     """
@@ -89,6 +93,13 @@ def clone(
     agent = direct_agent_of(about, compute)
     policy = agent.policy
     if start is not None:
+        if {name: p.shape for name, p in start.trunk.named_parameters()} != {
+            name: p.shape for name, p in policy.trunk.named_parameters()
+        }:
+            raise UsageError(
+                "A clone that starts from the latent policy needs a network of its size: leave out the overrides of "
+                "model.policy_*, or add --set relabel.warm_start=false."
+            )
         policy.trunk.load_state_dict(start.trunk.state_dict())
         policy.hidden.load_state_dict(start.hidden.state_dict())
     optimizer = build_optimizer(policy.parameters(), config)

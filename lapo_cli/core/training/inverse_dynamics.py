@@ -35,10 +35,10 @@ def train_inverse_dynamics(
         steps: updates; the learning rate decays over them.
 
     Returns:
-        The model, frozen, and its ``val/accuracy`` on the pairs that the probe of stage 1 is tested on.
+        The model, frozen, and its ``val/accuracy`` on the pairs that the probe of stage 1 is tested on, if any.
     """
     assert store.actions is not None
-    config, compute = ctx.config.stage1.model_copy(update={"steps": steps}), ctx.compute
+    config, compute = ctx.config.stage1.of_steps(steps), ctx.compute
     idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
     compute.place(idm)
     optimizer = build_optimizer(idm.parameters(), config)
@@ -60,10 +60,10 @@ def train_inverse_dynamics(
         optimizer.step()
         loop.record({"losses/actions": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == steps:
-            latest = {"val/accuracy": _accuracy(ctx, idm, held_out)}
+            latest = _accuracy(ctx, idm, held_out)
             loop.log(step, latest)
     idm.requires_grad_(False)
-    return idm, {"steps": steps, **(latest or {"val/accuracy": _accuracy(ctx, idm, held_out)})}
+    return idm, {"steps": steps, **(latest or _accuracy(ctx, idm, held_out))}
 
 
 def action_probabilities(
@@ -87,9 +87,11 @@ def _logits(ctx: Context, idm: InverseDynamics, store: FrameStore, windows: NDAr
         yield logits.float()
 
 
-def _accuracy(ctx: Context, idm: InverseDynamics, store: FrameStore) -> float:
+def _accuracy(ctx: Context, idm: InverseDynamics, store: FrameStore) -> dict[str, float]:
     assert store.actions is not None
     most, seed = ctx.config.stage1.probe_pairs, stage_seed(ctx, "probe")
     _, pairs = split_by_episode(store.labelled(store.video().windows()), store.episode_starts, most=most, seed=seed)
+    if len(pairs) == 0:
+        return {}
     inferred = torch.cat([logits.argmax(1).cpu() for logits in _logits(ctx, idm, store, pairs)])
-    return float((inferred.numpy() == store.actions[pairs]).mean())
+    return {"val/accuracy": float((inferred.numpy() == store.actions[pairs]).mean())}

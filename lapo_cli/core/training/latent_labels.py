@@ -75,6 +75,8 @@ def played_pairs(
         for part in (slice(start, start + CHUNK) for start in range(0, len(steps), CHUNK))
     )
     latents = [z.to(torch.float16) for z in latent_actions(ctx, idm, windows)]
+    if not latents:  # No episode has three frames.
+        latents = [torch.empty(0, ctx.config.model.quantizer.la_dim, dtype=torch.float16, device=ctx.compute.device)]
     return torch.cat(latents), actions[torch.from_numpy(steps) + 1, torch.from_numpy(envs)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,6 @@ from tensorboardX import SummaryWriter
 
 from lapo_cli.core.errors import CorruptDataError, UsageError
 from lapo_cli.core.files import atomic_write_text, disk_full_as_error
-from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.context import Context
 
 EVALUATED = "eval/episodic_return"
@@ -100,10 +100,13 @@ def require_wandb() -> Any:
 
 def _wandb_run(folder: Path, ctx: Context) -> Any:
     seed_dir = ctx.seed_dir
+    id_file = folder / "wandb-id"  # A stage that is started over has a new folder, and so is another run.
+    if not id_file.exists():
+        atomic_write_text(id_file, secrets.token_hex(8))
     return require_wandb().init(
         project="lapo",
-        name=f"{seed_dir.game}/seed-{seed_dir.seed}/{folder.name}",
-        id=fingerprint(str(folder.absolute())),
+        name=f"{seed_dir.game}/seed-{seed_dir.seed}/{folder.relative_to(seed_dir.path)}",
+        id=id_file.read_text(),
         resume="allow",
         dir=str(folder),
         config=ctx.config.model_dump(),

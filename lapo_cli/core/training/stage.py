@@ -67,7 +67,7 @@ class Stage:
         name: of its folder.
         label: as progress, tables and legends call it.
         run: does the work in the stage's folder, and returns its results, JSON-like.
-        command: how to run it by hand; ``{game}``, ``{run_dir}`` and ``{seed_dir}`` are filled in.
+        command: how to run it by hand; ``{game}``, ``{seed}``, ``{run_dir}`` and ``{seed_dir}`` are filled in.
         sections: the parts of the configuration that its outcome depends on.
         requires: earlier stages whose outputs it uses.
         reads: stores that it uses.
@@ -102,7 +102,9 @@ class Stage:
     def command_for(self, ctx: Context) -> str:
         """The command line that runs it on this game and seed."""
         seed_dir = ctx.seed_dir
-        return self.command.format(game=seed_dir.game, run_dir=seed_dir.run_path, seed_dir=seed_dir.path)
+        return self.command.format(
+            game=seed_dir.game, seed=seed_dir.seed, run_dir=seed_dir.run_path, seed_dir=seed_dir.path
+        )
 
 
 class _Stages(Registry[Stage]):

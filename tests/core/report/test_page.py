@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_old_report_as_it_was(tmp_path: Path, small_disk:
 
 
 def test_no_run_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunDirError, match="is no run directory"):
+    with pytest.raises(RunDirError, match="is not a run directory"):
         page.make([tmp_path])
 
 
