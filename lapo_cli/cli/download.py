@@ -56,7 +56,7 @@ def download(
         typer.Option(
             "--from",
             metavar="PATH|URL",
-            help="Location to read: a zip file or folder of npz chunks, a replay log, or the URL of a zip file.",
+            help="Location to read: a file, folder, URL or Minari id; --list says what each source reads.",
             show_default="none",
         ),
     ] = None,

@@ -268,6 +268,22 @@ class Execution(Acting):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluating(Execution):
+    """The same for evaluation, which replaces no stage."""
+
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Evaluate and measure again instead of using earlier results.")
+    ] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelling(Execution):
+    """The same for a command that writes one file."""
+
+    fresh: Annotated[bool, typer.Option("--fresh", help="Set a file that exists aside as NAME.old-N.")] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Logging:
     """Where metrics go besides ``metrics.jsonl`` and TensorBoard."""
 

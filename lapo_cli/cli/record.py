@@ -68,7 +68,7 @@ def record(
     ] = None,
     frames: Annotated[int, typer.Option(min=3, help="Minimum number of training frames.")] = 131_072,
     test_frames: Annotated[
-        int, typer.Option(min=0, help="Minimum number of test frames, on other levels; 0: none.")
+        int, typer.Option(min=0, help="Minimum number of test frames, on other levels, which trainings need; 0: none.")
     ] = 0,
     greedy: Annotated[
         bool, typer.Option("--greedy/--sampled", help="Take the most probable action of a network, or sample.")

@@ -53,7 +53,12 @@ def run_all(
     ] = "local",
     launcher_set: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A setting of the launcher; repeatable.", show_default="none"),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="A setting of the launcher, repeatable. ray: address, cpus, gpus, retries. slurm: partition, account, "
+            "minutes, cpus, gpus, memory_mb, grace, retries, options, poll.",
+            show_default="none",
+        ),
     ] = None,
     scratch: Scratch = None,
     devices: ChainDevices = 1,
