@@ -145,7 +145,7 @@ def test_baselines_are_trained_when_they_are_wanted_and_are_in_the_table(
     ]
     accuracy = made.seed_dir("maze", 0).stage("supervised-idm").require_done("")["results"]["val/accuracy"]
     assert f"a supervised model: {accuracy:.2f}" in summary.notes[0]
-    assert "of copying's" in summary.notes[1]
+    assert "times that of repeating the last frame" in summary.notes[1]
     assert summary.notes[2].startswith("maze/0-no-quantizer probe: ")
     assert "codes" not in summary.notes[3]
     assert {planned.state for planned in plan(made, ["maze"], [0], replace(options, baselines=True))} == {"done"}

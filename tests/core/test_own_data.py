@@ -67,7 +67,7 @@ def test_frames_of_any_size_without_actions_train_both_models(
     summary = run_all(run, ["mine"], [0], options, Silent())
     assert summary.failures == summary.rows == []
     assert _made(run) == {"idm", "policy", "measurements"}
-    assert "of copying's" in summary.notes[0]
+    assert "times that of repeating the last frame" in summary.notes[0]
     assert summary.notes[1:] == [
         "mine: offline was left out, since the train frames of mine have no true actions.",
         "mine: online was left out, since there is no environment for mine to act in.",
