@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Evaluating, Output, Overrides
+from lapo_cli.cli.options import Execution, Output, Overrides
 from lapo_cli.cli.report import RunPaths
 from lapo_cli.cli.tables import summary_parts
 from lapo_cli.cli.terminal import terminal
@@ -13,7 +13,7 @@ from lapo_cli.cli.terminal import terminal
 def evaluate(
     paths: RunPaths,
     overrides: Overrides,
-    execution: Evaluating,
+    execution: Execution,
     output: Output,
     episodes: Annotated[
         int | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Labelling, Output, Preparing, RunPath
+from lapo_cli.cli.options import Execution, Output, Preparing, RunPath
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.errors import UsageError
 
@@ -13,7 +13,7 @@ from lapo_cli.core.errors import UsageError
 def label(
     path: RunPath,
     preparing: Preparing,
-    execution: Labelling,
+    execution: Execution,
     output: Output,
     video: Annotated[
         str,

@@ -49,11 +49,12 @@ PresetName = Annotated[
         help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores."
     ),
 ]
+DEFAULT_PRESET = "paper"
 RunPreset = Annotated[
     str | None,
     typer.Option(
         help="Configuration to start from: 'paper' is meant for a GPU, 'quick' takes minutes on two CPU cores.",
-        show_default="that of the run; of a new run, 'paper'",
+        show_default=f"that of the run; of a new run, '{DEFAULT_PRESET}'",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the weights and of the order of the data.")]
@@ -188,12 +189,12 @@ class Overrides:
 
         return load_config(preset, self.config, [*(self.set_ or []), *flags])
 
-    def at(self, where: Path, preset: str | None, *flags: str) -> "tuple[Config, str]":
+    def configuration(self, where: Path, preset: str | None, *flags: str) -> "tuple[Config, str]":
         """The configuration of the run at ``where``, which may be new, and its preset: by default the run's own."""
         if preset is None and (where / "run.yaml").exists():
             run = self.on_run(where, *flags)
             return run.config, run.preset
-        preset = preset or "paper"
+        preset = preset or DEFAULT_PRESET
         return self.on_preset(preset, *flags), preset
 
     def on_run(self, path: Path, *flags: str) -> "RunDir":
@@ -256,7 +257,11 @@ class Acting(Device):
     """On which device a command that needs no demonstrations computes, and whether it starts over."""
 
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over; stages and recordings that exist are set aside as NAME.old-N.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Start over; what exists is set aside as NAME.old-N, evaluations are made again.",
+        ),
     ] = False
 
 
@@ -265,22 +270,6 @@ class Execution(Acting):
     """On which device a command computes, from which demonstrations, and whether it starts over."""
 
     data_dir: DataDir
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluating(Execution):
-    """The same for evaluation, which replaces no stage."""
-
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Evaluate and measure again instead of using earlier results.")
-    ] = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Labelling(Execution):
-    """The same for a command that writes one file."""
-
-    fresh: Annotated[bool, typer.Option("--fresh", help="Set a file that exists aside as NAME.old-N.")] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lapo_cli.cli.options import Acting, GameName, Logging, Output, Overrides, Reconfigure, RunPreset
+from lapo_cli.cli.options import DEFAULT_PRESET, Acting, GameName, Logging, Output, Overrides, Reconfigure, RunPreset
 from lapo_cli.cli.tables import recordings_table, stage_table
 from lapo_cli.cli.terminal import terminal
 from lapo_cli.core.envs.base import ENVIRONMENTS
@@ -32,8 +32,8 @@ def train_expert(
     """
     with terminal(output) as here:
         game = ENVIRONMENTS.get(game).name
-        where = run_dir or Path("runs", f"{game}-expert-{preset or 'paper'}")
-        config, preset = overrides.at(where, preset, *([] if steps is None else [f"expert.steps={steps}"]))
+        where = run_dir or Path("runs", f"{game}-expert-{preset or DEFAULT_PRESET}")
+        config, preset = overrides.configuration(where, preset, *([] if steps is None else [f"expert.steps={steps}"]))
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir

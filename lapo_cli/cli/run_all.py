@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lapo_cli.cli.options import (
+    DEFAULT_PRESET,
     Baselines,
     ChainDevices,
     Devices,
@@ -80,8 +81,8 @@ def run_all(
         names = parse_games([games], execution.data_dir)
         LAUNCHERS.get(launcher)  # A misspelt name is reported before the second that loading PyTorch takes.
         numbers = _seeds(seeds)
-        where = run_dir or Path("runs", preset or "paper")
-        config, preset = overrides.at(where, preset)
+        where = run_dir or Path("runs", preset or DEFAULT_PRESET)
+        config, preset = overrides.configuration(where, preset)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
@@ -131,15 +132,15 @@ def run_chain(
         game, *others = parse_games([game], execution.data_dir)
         if others:
             raise UsageError("One process runs one game: name one, or use 'lapo run-all --games'.")
-        where = run_dir or Path("runs", preset or "paper")
+        where = run_dir or Path("runs", preset or DEFAULT_PRESET)
         is_new = preset is not None or not (where / "run.yaml").exists()
-        config = overrides.on_preset(preset or "paper") if is_new else None
+        config = overrides.on_preset(preset or DEFAULT_PRESET) if is_new else None
         share(devices)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or "paper")
+        run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or DEFAULT_PRESET)
         options = execution.options(wandb=logging.wandb, scratch=scratch, baselines=baselines)
         results = pipeline.run_chain(run, game, seed, options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))

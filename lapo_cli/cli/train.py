@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lapo_cli.cli.options import (
+    DEFAULT_PRESET,
     Devices,
     Execution,
     GameName,
@@ -49,8 +50,8 @@ def train_idm(
         game, *others = parse_games([game], execution.data_dir)  # Errors come before PyTorch is loaded, which is slow.
         if others:
             raise UsageError("Only one game can be trained at a time: name one, or use 'lapo run-all --games'.")
-        where = run_dir or Path("runs", f"{game}-{preset or 'paper'}")
-        config, preset = overrides.at(where, preset)
+        where = run_dir or Path("runs", f"{game}-{preset or DEFAULT_PRESET}")
+        config, preset = overrides.configuration(where, preset)
         share(devices)
 
         from lapo_cli.core import pipeline

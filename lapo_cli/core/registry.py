@@ -48,6 +48,7 @@ class Registry(Generic[T]):
         group: the group of the entry points.
         package: the package whose modules register the built-ins, if there are any; its subpackages are not imported.
         name_of: the name of a thing.
+        more: how to get at others, for the message on an unknown name.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Registry(Generic[T]):
         group: str,
         package: str | None = None,
         name_of: Callable[[T], str] = operator.attrgetter("name"),
+        more: str = "what a plugin adds needs --plugin FILE",
     ) -> None:
         self.what, self.group = what, group
-        self._package, self._name_of = package, name_of
+        self._package, self._name_of, self._more = package, name_of, more
         self._items: dict[str, T] = {}
         self._families: dict[str, Callable[[str], T]] = {}
         self._members: dict[str, T] = {}
@@ -110,11 +112,7 @@ class Registry(Generic[T]):
                 self._members[name] = self._families[name.partition(".")[0]](member_of(name))
             return self._members[name]
         near = difflib.get_close_matches(name.lower(), self._items, 1, 0.8)
-        hint = (
-            f"did you mean '{near[0]}'?"
-            if near
-            else f"there are {', '.join(self._items)}; what a plugin adds needs --plugin FILE."
-        )
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(self._items)}; {self._more}."
         raise UnknownNameError(f"There is no {self.what} '{name}': {hint}")
 
     def __contains__(self, name: object) -> bool:

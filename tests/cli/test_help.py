@@ -9,6 +9,7 @@ from typer.testing import Result
 
 import lapo_cli
 from lapo_cli.cli.main import app
+from lapo_cli.core.launchers.base import LAUNCHERS
 
 Lapo = Callable[..., Result]
 
@@ -44,3 +45,12 @@ def test_help_of_a_subcommand_explains_all_it_takes(lapo: Lapo, name: str) -> No
 def test_version(lapo: Lapo) -> None:
     shown = lapo("--version")
     assert (shown.exit_code, shown.stdout) == (0, f"lapo {lapo_cli.__version__}\n")
+
+
+@pytest.mark.parametrize("launcher", ["ray", "slurm"])
+def test_help_names_every_setting_of_a_launcher(launcher: str) -> None:
+    (option,) = [option for option in _COMMANDS["run-all"].params if option.name == "launcher_set"]
+    assert isinstance(option, typer.core.TyperOption)
+    settings = LAUNCHERS.get(launcher).Settings
+    assert settings is not None
+    assert f"{launcher}: {', '.join(settings.model_fields)}." in (option.help or "")

@@ -212,7 +212,13 @@ class _Checked(VecEnv):
         return BrokenEnvironmentError(f"The environment '{self._name}' {how}: correct it; --debug shows the traceback.")
 
 
-ENVIRONMENTS: Registry[EnvSpec] = Registry("game", "lapo.environments", "lapo_cli.core.envs")
+ENVIRONMENTS: Registry[EnvSpec] = Registry(
+    "game",
+    "lapo.environments",
+    "lapo_cli.core.envs",
+    more="what a plugin adds needs --plugin FILE, and data of your own 'lapo import NAME PATH' or 'lapo download NAME "
+    "--from PATH' first",
+)
 
 
 def parse_games(names: Sequence[str], data_dir: Path | None = None) -> list[str]:
@@ -233,13 +239,7 @@ def parse_games(names: Sequence[str], data_dir: Path | None = None) -> list[str]
         elif data_dir is not None and word not in (".", "..") and "/" not in word and (data_dir / word).is_dir():
             found[word] = None
         else:
-            try:
-                found[ENVIRONMENTS.get(word).name] = None
-            except UnknownNameError as error:
-                if data_dir is None or str(error).endswith("?"):
-                    raise
-                own = f"'lapo import {word} PATH' or 'lapo download {word} --from PATH' makes one of your own."
-                raise UnknownNameError(f"{error} {own}") from error
+            found[ENVIRONMENTS.get(word).name] = None
     if not found:
         raise UnknownNameError("No game was named: give one or more games, or 'all'.")
     return list(found)

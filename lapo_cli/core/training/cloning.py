@@ -93,9 +93,7 @@ def clone(
     agent = direct_agent_of(about, compute)
     policy = agent.policy
     if start is not None:
-        if {name: p.shape for name, p in start.trunk.named_parameters()} != {
-            name: p.shape for name, p in policy.trunk.named_parameters()
-        }:
+        if [p.shape for p in start.trunk.parameters()] != [p.shape for p in policy.trunk.parameters()]:
             raise UsageError(
                 "A clone that starts from the latent policy needs a network of its size: leave out the overrides of "
                 "model.policy_*, or add --set relabel.warm_start=false."
