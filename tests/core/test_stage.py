@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lapo_cli.core.config import OnlineConfig, PPOConfig
@@ -18,7 +20,7 @@ from lapo_cli.core.training.agents import ScratchAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop
-from lapo_cli.core.training.stage import STAGES
+from lapo_cli.core.training.stage import STAGES, held_out_sample
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
@@ -33,6 +35,19 @@ def _own(context: MakeContext, tmp_path: Path, length: int, *labels: int) -> Con
             writer.put_columns(0, np.full(60, action), None, np.arange(60) % length == 0)
             writer.finish(source="test", made_by="test", episode_returns=[])
     return ctx
+
+
+@given(size=st.integers(0, 9000))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_errors_are_measured_on_windows_from_all_of_the_test_frames(context: MakeContext, size: int) -> None:
+    windows = np.arange(10, 10 + size)
+    sample = held_out_sample(context(), windows)
+    assert np.array_equal(np.unique(sample), sample)
+    assert np.isin(sample, windows).all()
+    assert len(sample) == min(size, 4096)
+    if size > 6000:
+        assert (sample > 10 + size // 2).mean() == pytest.approx(0.5, abs=0.1)
+    assert np.array_equal(held_out_sample(context(), windows), sample)
 
 
 def test_episodes_of_two_frames_are_refused(context: MakeContext, tmp_path: Path) -> None:

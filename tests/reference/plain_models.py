@@ -107,7 +107,7 @@ class PlainWorldModel(nn.Module):
     def forward(self, image: Tensor, latent: Tensor) -> Tensor:
         """image (B, 6, H, W), latent (B, la_dim)."""
         height, width = image.shape[2:]
-        # The repeated latent action has no name: kept until the end of this function, it would slow down the rest of it.
+        # The repeated latent action has no name: kept until the end of this function, it would slow that down.
         down = [self.first(torch.cat([image, latent[:, :, None, None].repeat(1, 1, height, width)], 1))]
         for block in self.down:
             down.append(block(down[-1]))

@@ -127,5 +127,7 @@ class WorldModel(nn.Module):
         x = self.bottom(skips[-1])
         for block, skip in zip(self.up, [latent[:, :, None, None], *reversed(skips)], strict=True):
             x = block(x, skip)
-        prediction: Tensor = self.narrow(self.refine(self.widen(torch.cat([x, image], 1))).relu()).tanh() / 2
+        # Beside bfloat16 maps a float32 image would make the concatenation float32, to be rounded by the convolution.
+        beside = torch.cat([x, image.to(x.dtype)], 1)
+        prediction: Tensor = self.narrow(self.refine(self.widen(beside)).relu()).tanh() / 2
         return prediction

@@ -22,9 +22,8 @@ from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
-from lapo_cli.core.training.stage import STAGES, Stage, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, stage_seed
 
-_HELD_OUT_WINDOWS = 4096
 _CHANGED = 0.02  # of the range of a normalized pixel
 
 
@@ -112,8 +111,7 @@ class _HeldOut:
     def __init__(self, ctx: Context, store: FrameStore) -> None:
         self._ctx, self._store = ctx, store
         windows = store.video().windows()
-        rng = np.random.default_rng(stage_seed(ctx, "held out"))
-        self._windows = rng.permutation(windows)[:_HELD_OUT_WINDOWS]
+        self._windows = held_out_sample(ctx, windows)
         halves = split_by_episode(
             store.labelled(windows),
             store.episode_starts,

@@ -17,10 +17,9 @@ from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.optimizers import build_optimizer
-from lapo_cli.core.training.stage import STAGES, Stage, output_fingerprint, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, output_fingerprint, stage_seed
 
 _PRESENT = (0,)
-_HELD_OUT_WINDOWS = 4096
 
 
 def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     idm, idm_fingerprint = load_idm(ctx), output_fingerprint(ctx, IDM + ctx.variant)
     windows = train.windows(ctx.config.data.max_frames)
     labels = latent_labels(ctx, idm, idm_fingerprint, train, windows)
-    test_windows = held_out.windows()[:_HELD_OUT_WINDOWS]
+    test_windows = held_out_sample(ctx, held_out.windows())
     test_labels = latent_labels(ctx, idm, idm_fingerprint, held_out, test_windows)
 
     policy = build_latent_policy(model, config.target, idm.quantizer)

@@ -24,10 +24,9 @@ from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
 from lapo_cli.core.training.optimizers import build_optimizer
-from lapo_cli.core.training.stage import TrainedPolicy, stage_seed
+from lapo_cli.core.training.stage import TrainedPolicy, held_out_sample, stage_seed
 
 _PRESENT = (0,)
-_HELD_OUT_FRAMES = 4096
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def clone(
     sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))
     batches = FrameLoader(train.video(), compute.device).batches(sampler, loop.start, steps - loop.start, _PRESENT)
     loader = FrameLoader(held_out.video(), compute.device, resident=False)
-    windows = held_out.labelled(held_out.video().windows())[:_HELD_OUT_FRAMES]
+    windows = held_out_sample(ctx, held_out.labelled(held_out.video().windows()))
 
     def logits(frames: Tensor) -> Tensor:
         with compute.autocast():

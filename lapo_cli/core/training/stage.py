@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
@@ -21,6 +23,8 @@ from lapo_cli.core.registry import Registry
 from lapo_cli.core.run_dir import StageDir, fingerprint
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
+
+_HELD_OUT_WINDOWS = 4096
 
 
 @dataclass(frozen=True)
@@ -224,3 +228,12 @@ def stage_seed(ctx: Context, purpose: str) -> int:
     """A seed of its own for every game, seed and purpose, so that no two share a stream of random numbers."""
     text = f"{ctx.game}/{ctx.seed_dir.seed}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
+
+
+def held_out_sample(ctx: Context, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """4,096 of the windows (W,) of the test store, ascending, or all of fewer: what stages measure errors on.
+
+    Drawn from all of it, since the first episodes alone may be of one player: which ones is up to game and seed.
+    """
+    rng = np.random.default_rng(stage_seed(ctx, "held out"))
+    return np.sort(rng.permutation(windows)[:_HELD_OUT_WINDOWS])
