@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,11 @@ _SHOWN = (
 )
 
 
+def _made() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(resources.files("lapo_cli").joinpath("results", "quick.json").read_text())["made"]
+    return made
+
+
 @pytest.mark.parametrize("file", BUNDLED, ids=lambda file: file.name)
 def test_bundled_results_say_what_made_them(file):
     content = json.loads(file.read_text())
@@ -37,13 +43,14 @@ def test_bundled_results_say_what_made_them(file):
     for made in content["made"].values():
         assert len(made["commit"]) == 40
         assert made["device"]
+        load_config(content["preset"], overrides=made["overrides"])
     assert content["failures"] == []
     assert {row["game"] for row in content["rows"]} <= {*ENVIRONMENTS.names(), ALL_GAMES}
     assert all(seed.isdigit() for seed in content["by_seed"])
 
 
 def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path):
-    config = load_config("quick")
+    config = load_config("quick", overrides=_made()["maze"]["overrides"])
     known = reference_returns(RunDir(tmp_path, config, "quick"))
     assert 3.0 < known["maze", "random policy", None, None] < 6.0
     row = Row("maze", "random policy", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
@@ -56,6 +63,12 @@ def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path):
 @pytest.mark.parametrize("overrides", [["stage1.steps=10"], ["data.max_frames=2000"]])
 def test_a_run_of_another_configuration_is_not(tmp_path: Path, overrides: list[str]):
     assert reference_returns(RunDir(tmp_path, load_config("quick", overrides=overrides), "quick")) == {}
+
+
+def test_results_of_earlier_settings_are_shown_beside_runs_of_those_only(tmp_path: Path):
+    for overrides in ([], ["stage1.steps=1500", "stage1.eval_every=250", "relabel.steps=2000"]):
+        known = reference_returns(RunDir(tmp_path, load_config("quick", overrides=overrides), "quick"))
+        assert {key[0] for key in known} == {game for game, of in _made().items() if of["overrides"] == overrides}
 
 
 def test_what_has_no_results_has_no_reference(tmp_path: Path):
@@ -87,6 +100,7 @@ def test_the_readme_shows_the_results_that_the_package_holds():
         rows = {(row["method"], row["labels"]): row for row in content["rows"] if row["game"] == game}
         probe = content["probes"][game]
         assert cells == [
+            f"{load_config('quick', overrides=content['made'][game]['overrides']).stage1.steps:,}",
             *(f"{rows[key]['normalized']:z.2f}" if key in rows else "-" for key in _SHOWN),
             f"{probe['probe']:.2f} ({probe['untrained']:.2f}, {_or_dash(probe['supervised'])})",
         ]

@@ -1,7 +1,7 @@
 """What the presets gave when the maintainers of lapo ran them, to be shown beside a person's own results.
 
-``lapo_cli/results/PRESET.json`` is a summary made of the ``summary.json`` of several runs, with the commit and the
-device of each game.
+``lapo_cli/results/PRESET.json`` is a summary made of the ``summary.json`` of several runs, with what made the rows of
+each game: commit, device, and the overrides of today's preset that give the configuration that was run.
 """
 
 import json
@@ -23,12 +23,21 @@ _ASIDE: Any = {
 
 
 def reference_returns(run: RunDir) -> dict[tuple[str, *Key], float]:
-    """Mean returns by game, method, labels and environment steps; none where the run's configuration is another."""
+    """Mean returns by game, method, labels and environment steps, of games that were run with this configuration."""
     file = resources.files("lapo_cli").joinpath("results", f"{run.preset}.json")
-    if run.preset not in presets() or not file.is_file() or _method(load_config(run.preset)) != _method(run.config):
+    if run.preset not in presets() or not file.is_file():
         return {}
-    rows = json.loads(file.read_text())["rows"]
-    return {(row["game"], row["method"], row["labels"], row["env_steps"]): row["mean"] for row in rows}
+    content, method = json.loads(file.read_text()), _method(run.config)
+    same = {
+        game
+        for game, made in content["made"].items()
+        if _method(load_config(run.preset, overrides=made["overrides"])) == method
+    }
+    return {
+        (row["game"], row["method"], row["labels"], row["env_steps"]): row["mean"]
+        for row in content["rows"]
+        if row["game"] in same
+    }
 
 
 def with_references(summary: Summary, run: RunDir) -> Summary:
