@@ -169,8 +169,8 @@ class Stage1Config(ScheduledConfig):
     lr_end: float = Field(3e-6, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(50, ge=0, description="Steps of the warm-up.")
     grad_norm: float = Field(2.0, gt=0, description="Norm at which the gradient is clipped.")
-    change_weight: float = Field(
-        0.0, ge=0, description="Extra weight of pixels that change, as a multiple of their mean weight; 0: the paper's."
+    error_focus: float = Field(
+        0.0, ge=0, le=4, description="Power of the local prediction error by which pixels are weighted; 0: the paper's."
     )
     shift: int = Field(
         0,

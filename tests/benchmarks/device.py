@@ -77,7 +77,7 @@ def _stage1(compute: Compute, config: Config, video: Video, seconds: float) -> d
     def loss_of(networks: Any, on: Compute, windows: Tensor) -> Tensor:
         its_idm, its_world_model = networks
         frames = normalize(windows.to(on.device), model.frame_size)
-        return joint_loss(its_idm, its_world_model, frames, on, config.stage1.change_weight)[0]
+        return joint_loss(its_idm, its_world_model, frames, on, config.stage1.error_focus)[0]
 
     cpu = Compute(torch.device("cpu"), bf16=False)
     windows = FrameLoader(video, "cpu").gather(indices)

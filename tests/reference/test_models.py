@@ -166,7 +166,7 @@ def test_the_loss_of_stage_1_and_its_gradients_are_the_plain_ones(size: int) -> 
     _CPU.place(idm)
     _CPU.place(world_model)
     frames = _frames(4, 3)
-    loss, metrics = joint_loss(idm, world_model, normalize(frames, size), _CPU, change_weight=0.0)
+    loss, metrics = joint_loss(idm, world_model, normalize(frames, size), _CPU, error_focus=0.0)
     plain_loss = plain_stage1_loss(plain_idm, quantizer, plain_world_model, plain_normalize(frames, size))
     torch.testing.assert_close(loss, plain_loss)
     torch.testing.assert_close(metrics["losses/world_model"] + metrics["losses/quantizer"], plain_loss.detach())
@@ -176,16 +176,19 @@ def test_the_loss_of_stage_1_and_its_gradients_are_the_plain_ones(size: int) -> 
     _same_gradients(idm, plain_idm)
 
 
-def test_weighting_what_changes_keeps_the_mean_weight() -> None:
-    from lapo_cli.core.stages.idm import change_weights
+def test_weights_follow_the_local_error_and_keep_the_mean_weight() -> None:
+    from lapo_cli.core.stages.idm import error_weights
 
-    frames = torch.zeros(1, 3, 3, 32, 32)
-    frames[0, 2, 0, 10, 10] = 0.5
-    weights = change_weights(frames, 9.0)
-    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
-    assert weights[0, 0, 10, 10] / weights[0, 0, 30, 30] == pytest.approx(10)
-    assert weights[0, 0, 10, 14] == weights[0, 0, 10, 10]  # 32 / 8 pixels around
-    assert weights[0, 0, 10, 15] == weights[0, 0, 30, 30]
+    error = torch.full((1, 3, 32, 32), 1e-4)
+    error[0, :, 10, 10] = 9e-2
+    for power in (0.5, 1.0, 2.0):
+        weights = error_weights(error, power)
+        torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+        local = torch.full((32, 32), 1e-4)
+        local[9:12, 9:12] = (8e-4 + 9e-2) / 9
+        plain = local**power + 0.1 * (local**power).mean()
+        torch.testing.assert_close(weights[0, 0], plain / plain.mean())
+    torch.testing.assert_close(error_weights(torch.ones(2, 3, 8, 8), 1.0), torch.ones(2, 1, 8, 8))
 
 
 def _size(module: nn.Module) -> float:

@@ -77,7 +77,7 @@ def _stages(seed: SeedResults) -> Iterator[Notice]:
         yield Notice(
             where,
             "The world model's first prediction is no better than repeating the frame.",
-            "Train stage 1 for longer (stage1.steps), or weight what changes (stage1.change_weight).",
+            "Train stage 1 for longer (stage1.steps), or weight what is mispredicted (stage1.error_focus).",
         )
     random = next((policy for policy in seed.policies if policy.method == "random policy"), None)
     for policy in seed.policies:
@@ -131,12 +131,12 @@ def _latent_actions(where: str, idm: StageRun) -> Iterator[Notice]:
             where,
             f"The probe reads the true action off the latent action with accuracy {accuracy:.2f}, and off that of an "
             f"untrained network with {untrained:.2f}: what tells actions apart was there before training.",
-            "Train stage 1 for longer (stage1.steps), or weight what changes (stage1.change_weight).",
+            "Train stage 1 for longer (stage1.steps), or weight what is mispredicted (stage1.error_focus).",
         )
     model, copying = results.get("val/world_model_changed"), results.get("val/copy_last_frame_changed")
     if model is not None and copying is not None and model >= copying:
         yield Notice(
             where,
             "Where pixels change, the world model predicts no better than repeating the last frame.",
-            "Train stage 1 for longer (stage1.steps), or weight what changes (stage1.change_weight).",
+            "Train stage 1 for longer (stage1.steps), or weight what is mispredicted (stage1.error_focus).",
         )

@@ -25,16 +25,17 @@ from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, spli
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, stage_seed
 
 _CHANGED = 0.02  # of the range of a normalized pixel
+_LEAST_WEIGHT = 0.1  # of the mean
 
 
 def joint_loss(
-    idm: InverseDynamicsModel, world_model: WorldModel, frames: Tensor, compute: Compute, change_weight: float
+    idm: InverseDynamicsModel, world_model: WorldModel, frames: Tensor, compute: Compute, error_focus: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """mse(predicted o_{t+1}, o_{t+1}) + quantizer loss, and metrics to log.
 
     Args:
         frames: normalized windows (B, 3, 3, size, size).
-        change_weight: see :func:`change_weights`; 0 is the paper's plain mean.
+        error_focus: power in :func:`error_weights`; 0 is the paper's plain mean.
     """
     target = frames[:, 2]
     with compute.autocast():
@@ -42,7 +43,7 @@ def joint_loss(
         prediction = world_model(frames[:, :2], quantized.latent)
     error = (prediction.float() - target).square()
     world_model_loss = error.mean()
-    weighted = (error * change_weights(frames, change_weight)).mean() if change_weight else world_model_loss
+    weighted = (error * error_weights(error, error_focus)).mean() if error_focus else world_model_loss
     loss = weighted + quantized.loss
     metrics = {"losses/total": loss, "losses/world_model": world_model_loss, "losses/quantizer": quantized.loss}
     if quantized.perplexity is not None:
@@ -50,18 +51,22 @@ def joint_loss(
     return loss, metrics
 
 
-def change_weights(frames: Tensor, change_weight: float) -> Tensor:
-    """Weights (B, 1, size, size) that are ``1 + change_weight`` times higher around what changes.
+@torch.no_grad()
+def error_weights(error: Tensor, power: float) -> Tensor:
+    """Weights (B, 1, size, size) that grow with the prediction's error at a pixel and its eight neighbours.
 
-    Their mean is 1 over the whole batch, also where several processes have a share of it each.
+    A mean over pixels is dominated by what is large and faintly wrong, such as a background that scrolls. A small agent
+    is badly wrong instead until the latent action says where it went: a focal loss (arXiv:1708.02002) for regression.
 
-    Around: within size / 8 pixels, so that something predicted beside where it went costs as much as its absence where
-    it is, and only the latent action determines which.
+    Args:
+        error: squared error (B, 3, size, size).
+        power: of the local mean squared error; 1 makes the loss about the fourth moment of the error.
+
+    Returns:
+        Weights whose mean is 1 over the whole batch, also where several processes have a share of it each.
     """
-    changed = (frames[:, 2] - frames[:, 1]).abs().amax(1, keepdim=True) > _CHANGED
-    reach = frames.shape[-1] // 8
-    near = F.max_pool2d(changed.to(frames.dtype), 2 * reach + 1, stride=1, padding=reach)
-    weights = 1 + change_weight * near
+    local = F.avg_pool2d(error.mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False) ** power
+    weights = local + _LEAST_WEIGHT * distributed.mean(local.mean())
     return weights / distributed.mean(weights.mean())
 
 
@@ -91,7 +96,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         set_learning_rate(optimizer, config.learning_rate(step))
         windows = shifted(next(batches), config.shift, stage_seed(ctx, "shifts"), step)
         frames = normalize(windows, model.frame_size)
-        loss, metrics = joint_loss(idm, world_model, frames, compute, config.change_weight)
+        loss, metrics = joint_loss(idm, world_model, frames, compute, config.error_focus)
         optimizer.zero_grad()
         loss.backward()
         distributed.average_gradients(parameters)
