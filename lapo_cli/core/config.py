@@ -172,12 +172,6 @@ class Stage1Config(ScheduledConfig):
     error_focus: float = Field(
         0.0, ge=0, le=4, description="Power of the local prediction error by which pixels are weighted; 0: the paper's."
     )
-    shift: int = Field(
-        0,
-        ge=0,
-        le=16,
-        description="Maximum number of pixels by which a window's frames are shifted at random, together; 0: none.",
-    )
     eval_every: int = Field(500, ge=1, description="Steps between measurements on held-out data.")
     probe_pairs: int = Field(
         65_536, ge=64, description="Maximum number of labelled pairs to train the probe, and as many to test it."
@@ -194,12 +188,6 @@ class Stage2Config(ScheduledConfig):
     lr_start: float = Field(2e-6, ge=0, lt=1, description="Learning rate at step 0, from which it warms up linearly.")
     lr_end: float = Field(0.0, ge=0, lt=1, description="Learning rate at the end, to which it decays linearly.")
     warmup: int = Field(1_000, ge=0, description="Steps of the warm-up.")
-    shift: int = Field(
-        0,
-        ge=0,
-        le=16,
-        description="Maximum number of pixels by which frames, also those of clones, are shifted at random; 0: none.",
-    )
     target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS, "latent")] = Field(
         default_factory=lambda: POLICY_TARGETS.get("latent").model_validate({}), description="What the policy predicts."
     )

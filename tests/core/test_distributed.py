@@ -39,10 +39,8 @@ _SETTINGS = (
     "stage1.steps=30",
     "stage1.eval_every=30",
     "stage1.error_focus=1",
-    "stage1.shift=1",
     "stage2.steps=30",
     "stage2.eval_every=30",
-    "stage2.shift=1",
 )
 
 

@@ -2,12 +2,9 @@
 
 from functools import reduce
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from lapo_cli.core import distributed
 
 
 def normalize(frames: Tensor, size: int) -> Tensor:
@@ -37,36 +34,6 @@ def normalize(frames: Tensor, size: int) -> Tensor:
         x = F.interpolate(x.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
     x = x.mul_(1 / 255).sub_(0.5)
     return x.unflatten(0, lead) if len(lead) != 1 else x
-
-
-def shifted(frames: Tensor, most: int, seed: int, step: int) -> Tensor:
-    """Frames moved by up to ``most`` pixels along each axis, drawn anew for every window; its border is repeated.
-
-    All frames of a window move together, so that what happens between them stays as it is.
-
-    Args:
-        frames: (B, T, H, W, C).
-        most: 0 leaves them as they are.
-        seed, step: what the shifts are a function of.
-
-    Returns:
-        The same shape and dtype, each pixel (y, x) from (y + dy, x + dx).
-    """
-    if most == 0:
-        return frames
-    batch, _, height, width, _ = frames.shape
-    # Drawn for the whole batch, of which this may be the share of one of several processes.
-    whole = batch * distributed.world_size()
-    drawn = np.random.default_rng([seed, step]).integers(-most, most + 1, (2, whole, 1))
-    offsets = torch.from_numpy(drawn[:, distributed.part(whole)])
-    rows = (torch.arange(height) + offsets[0]).clamp(0, height - 1).to(frames.device)
-    columns = (torch.arange(width) + offsets[1]).clamp(0, width - 1).to(frames.device)
-    window = torch.arange(batch, device=frames.device)
-    return (
-        frames.transpose(1, 2)
-        .transpose(2, 3)[window[:, None, None], rows[:, :, None], columns[:, None, :]]
-        .permute(0, 3, 1, 2, 4)
-    )
 
 
 def stack_frames(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
-from lapo_cli.core.models.frames import normalize, shifted
+from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
@@ -94,8 +94,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
-        windows = shifted(next(batches), config.shift, stage_seed(ctx, "shifts"), step)
-        frames = normalize(windows, model.frame_size)
+        frames = normalize(next(batches), model.frame_size)
         loss, metrics = joint_loss(idm, world_model, frames, compute, config.error_focus)
         optimizer.zero_grad()
         loss.backward()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lapo_cli.core import distributed
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
-from lapo_cli.core.models.frames import normalize, shifted
+from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.context import Context
@@ -74,9 +74,8 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
-        frames = shifted(next(batches), config.shift, stage_seed(ctx, "shifts"), step)
         z = on_device(labels[np.searchsorted(windows, sampler.indices(step))])
-        loss = policy.target.loss(predict(frames), z)
+        loss = policy.target.loss(predict(next(batches)), z)
         optimizer.zero_grad()
         loss.backward()
         distributed.average_gradients(policy.parameters())

@@ -32,6 +32,12 @@ class ParameterGroup:
     rate: Rate
 
 
+def _last_layers(config: OnlineConfig, action: nn.Module, value: nn.Module, hidden: nn.Module) -> list[ParameterGroup]:
+    """Action head, value head and linear layer, each at its own rate (paper, appendix A)."""
+    rates = ((action, config.action_head), (value, config.value_head), (hidden, config.hidden))
+    return [ParameterGroup(list(layer.parameters()), schedule.at) for layer, schedule in rates]
+
+
 class Agent(nn.Module, ABC):
     """A stochastic policy with a value estimate."""
 
@@ -128,12 +134,8 @@ class LatentAgent(Agent):
         return (logits + encoded[1]) / 2 if self.decoder is not None else logits, value
 
     def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
-        """What PPO trains: action head, value head and linear layer, each at its own rate (paper, appendix A)."""
-        return [
-            ParameterGroup(list(self.action.parameters()), config.action_head.at),
-            ParameterGroup(list(self.value.parameters()), config.value_head.at),
-            ParameterGroup(list(self.hidden.parameters()), config.hidden.at),
-        ]
+        """What PPO trains, see :func:`_last_layers`."""
+        return _last_layers(config, self.action, self.value, self.hidden)
 
 
 class ClonedAgent(Agent):
@@ -166,12 +168,8 @@ class ClonedAgent(Agent):
             return self.policy.head(hidden).float(), self.value(hidden).flatten().float()
 
     def parameter_groups(self, config: OnlineConfig) -> list[ParameterGroup]:
-        """What PPO trains, at the rates of the same layers of :class:`LatentAgent`."""
-        return [
-            ParameterGroup(list(self.policy.head.parameters()), config.action_head.at),
-            ParameterGroup(list(self.value.parameters()), config.value_head.at),
-            ParameterGroup(list(self.policy.hidden.parameters()), config.hidden.at),
-        ]
+        """What PPO trains, see :func:`_last_layers`."""
+        return _last_layers(config, self.policy.head, self.value, self.policy.hidden)
 
 
 class OfflineAgent(nn.Module):

@@ -15,7 +15,7 @@ from lapo_cli.core.config import Stage2Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.errors import UsageError
-from lapo_cli.core.models.frames import normalize, shifted
+from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
@@ -129,7 +129,7 @@ def clone(
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
-        frames = shifted(next(batches), config.shift, stage_seed(ctx, f"shifts of {folder.name}"), step)
+        frames = next(batches)
         rows = np.searchsorted(targets.windows, sampler.indices(step))
         loss = F.cross_entropy(logits(frames), torch.from_numpy(targets.actions[rows]).to(compute.device).float())
         optimizer.zero_grad()

@@ -1,0 +1,28 @@
+"""The compact trunk of policies."""
+
+from collections.abc import Callable
+
+import pytest
+import safetensors.torch
+import torch
+
+from lapo_cli.core.models.impala import CompactTrunk
+from lapo_cli.core.training.checkpoints import direct_agent_of
+from lapo_cli.core.training.context import Context
+from tests.core.tiny_config import run
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_the_compact_trunk_has_as_many_features_as_the_papers(size: int) -> None:
+    trunk = CompactTrunk(3, 1, size)
+    assert trunk(torch.rand(2, 3, size, size)).shape == (2, trunk.num_features) == (2, 32 * (size // 8) ** 2)
+
+
+def test_a_compact_policy_is_built_again_from_its_weights_file(context: Callable[..., Context]) -> None:
+    ctx = context("model.policy_trunk=compact", "model.policy_size=16")
+    result = run(ctx, "bc")
+    about = {"model": ctx.config.model.model_dump(mode="json"), "num_actions": 15}
+    agent = direct_agent_of(about, ctx.compute)
+    assert isinstance(agent.policy.trunk, CompactTrunk)
+    result_weights = safetensors.torch.load_file(result.path / "model.safetensors")
+    assert {f"agent.{name}" for name in agent.state_dict()} == set(result_weights)
