@@ -50,12 +50,12 @@ def test_bundled_results_say_what_made_them(file):
 
 
 def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path):
-    config = load_config("quick", overrides=_made()["maze"]["overrides"])
+    config = load_config("quick", overrides=_made()["jumper"]["overrides"])
     known = reference_returns(RunDir(tmp_path, config, "quick"))
-    assert 3.0 < known["maze", "random policy", None, None] < 6.0
-    row = Row("maze", "random policy", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
+    assert 2.0 < known["jumper", "random policy", None, None] < 4.0
+    row = Row("jumper", "random policy", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
     shown = with_references(Summary([row], {}, [], [], tmp_path), RunDir(tmp_path, config, "quick"))
-    assert [of.reference for of in shown.rows] == [known["maze", "random policy", None, None]]
+    assert [of.reference for of in shown.rows] == [known["jumper", "random policy", None, None]]
     harmless = config.model_copy(update={"checkpoint_seconds": 1.0})
     assert reference_returns(RunDir(tmp_path, harmless, "quick")) == known
 
