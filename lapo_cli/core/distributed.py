@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -30,6 +31,7 @@ from lapo_cli.core.interrupts import INTERRUPTED
 _T = TypeVar("_T")
 _LOST = ("closed by peer", "reset by peer", "Broken pipe")
 _TIMEOUT = timedelta(days=30)  # The others wait for as long as what the main process does alone may take.
+_REPORT_SECONDS = 30.0
 _alone = False  # Whether the main process does something that concerns no other.
 
 
@@ -99,10 +101,15 @@ def processes() -> Iterator[None]:
 def leave(end: SystemExit) -> None:
     """End this process at once, as ``end`` says, if it is one of several.
 
-    Gloo may leave a thread behind that aborts the process while the interpreter ends, after all work was done.
+    Gloo may leave a thread behind that aborts the process while the interpreter ends, after all work was done. What
+    fails in all of them the first one reports, and torchrun ends it when another one ends: so the others wait for it.
     """
     if not is_started():
         return
+    if end.code not in (None, 0, INTERRUPTED) and os.environ.get("LOCAL_RANK", "0") != "0":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(_REPORT_SECONDS)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()

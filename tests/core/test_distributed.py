@@ -299,6 +299,28 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_the_run_is_made(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("code", [1, 2])
+def test_an_error_of_all_is_left_to_the_first_process_to_report(code: int) -> None:
+    """torchrun ends the others as soon as one has ended: the first one must be it."""
+    words = (
+        sys.executable,
+        "-c",
+        f"from lapo_cli.core.distributed import leave; print(flush=True); leave(SystemExit({code}))",
+    )
+    first, other = (
+        subprocess.Popen(
+            words, stdout=subprocess.PIPE, env={**os.environ, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
+    )
+    assert other.stdout is not None
+    other.stdout.read(1)  # It is about to leave.
+    assert first.wait() == code
+    assert other.poll() is None
+    other.terminate()
+    assert other.wait() == -signal.SIGTERM
+
+
 @pytest.mark.timeout(900)  # a process of several starts slowly on a busy machine
 def test_a_wrong_option_is_reported_once(tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]) -> None:
     RunDir.create(tmp_path / "run", tiny(), "paper")
