@@ -123,7 +123,7 @@ class ModelConfig(Section):
     )
     policy_trunk: Literal["impala", "compact"] = Field(
         default="impala",
-        description="Trunk of the policy and the baselines: impala, the paper's, or compact, two fifths of its cost.",
+        description="Trunk of the policy and the baselines: impala, the paper's, or compact, which costs less.",
     )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."

@@ -51,7 +51,7 @@ class ImpalaTrunk(nn.Module):
 
 
 class CompactTrunk(ImpalaTrunk):
-    """The same widths at two fifths of the cost: the first pooling is a stride, and sequences have one residual block.
+    """The same widths at a lower cost: the first pooling is a stride, and sequences have one residual block.
 
     Neighbouring patches of the first convolution overlap; without that a shift by a pixel is another picture to it.
     """
