@@ -89,6 +89,8 @@ def download(
                 {"data_dir": data_dir, "sources": sources, "bundled": demos, "games": shown},
                 sources_table(sources, plain=here.plain),
                 demos_table(demos, plain=here.plain),
+                "normalized: 0 is random play, 1 the paper's expert; cloned: the share of their return above random"
+                " play that BC on all true labels reached in runs of preset 'quick'.",
                 *games_table(shown, data_dir, plain=here.plain),
             )
             return

@@ -84,9 +84,9 @@ def sources_table(sources: Mapping[str, str], *, plain: bool) -> Table:
 
 
 def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
-    """What comes with the package, who played it and how well."""
+    """What comes with the package, who played it and how well, and what share of that a clone of it reaches."""
     headings = ["game", "bundled frames", "played by", "training steps", "seed"]
-    table = _table([*headings, "mean return", "95 % interval", "episodes", "normalized"], plain=plain)
+    table = _table([*headings, "mean return", "95 % interval", "episodes", "normalized", "cloned"], plain=plain)
     for of_game in demos:
         table.add_row(
             of_game.game,
@@ -98,6 +98,7 @@ def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
             f"{of_game.low:.2f} to {of_game.high:.2f}",
             f"{of_game.episodes:,}",
             f"{of_game.normalized:z.2f}",
+            _NONE if of_game.cloned is None else f"{of_game.cloned:z.2f}",
         )
     return table
 

@@ -40,10 +40,12 @@ def test_bundled_results_say_what_made_them(file):
     assert content["lapo_version"]
     games = {row["game"] for row in content["rows"]} - {ALL_GAMES}
     assert games == content["made"].keys()
-    for made in content["made"].values():
-        assert len(made["commit"]) == 40
-        assert made["device"]
+    for game, made in content["made"].items():
         load_config(content["preset"], overrides=made["overrides"])
+        for seed, training in made["seeds"].items():
+            assert len(training["commit"]) == 40
+            assert training["device"]
+            assert game in {row["game"] for row in content["by_seed"][seed]}
     assert content["failures"] == []
     assert {row["game"] for row in content["rows"]} <= {*ENVIRONMENTS.names(), ALL_GAMES}
     assert all(seed.isdigit() for seed in content["by_seed"])
@@ -78,22 +80,43 @@ def test_the_table_has_the_column_only_where_there_is_one(tmp_path: Path):
     assert "2.50" in Summary([row, other], {}, [], [], tmp_path).markdown()
 
 
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _table(name: str) -> list[list[str]]:
+    """The cells of a table of README, without its heading."""
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    table = lines[lines.index(f"<!-- {name} -->") + 3 : lines.index(f"<!-- /{name} -->")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _returns(rows: list[dict[str, Any]], game: str) -> list[str]:
+    found = {(row["method"], row["labels"]): row for row in rows if row["game"] == game}
+    return [f"{found[key]['normalized']:z.2f}" if key in found else "-" for key in _SHOWN]
+
+
+def _probe(probes: list[dict[str, Any]]) -> str:
+    supervised = [probe["supervised"] for probe in probes if probe["supervised"] is not None]
+    probe, untrained = (_mean([probe[name] for probe in probes]) for name in ("probe", "untrained"))
+    return f"{probe:.2f} ({untrained:.2f}, {f'{_mean(supervised):.2f}' if supervised else '-'})"
 
 
 def test_the_readme_shows_the_results_that_the_package_holds():
-    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
-    table = lines[lines.index("<!-- quick -->") + 1 : lines.index("<!-- /quick -->")]
-    shown = {
-        cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in table[2:])
-    }
     content = json.loads(resources.files("lapo_cli").joinpath("results", "quick.json").read_text())
-    assert list(shown) == list(content["probes"])
-    for game, cells in shown.items():
-        rows = {(row["method"], row["labels"]): row for row in content["rows"] if row["game"] == game}
-        probe = content["probes"][game]
-        assert cells == [
-            *(f"{rows[key]['normalized']:z.2f}" if key in rows else "-" for key in _SHOWN),
-            f"{probe['probe']:.2f} ({probe['untrained']:.2f}, {_or_dash(probe['supervised'])})",
-        ]
+    rows, probes = content["rows"], content["probes"]
+    *games, means = _table("quick")
+    assert games == [
+        [game, ", ".join(of_game), *_returns(rows, game), _probe(list(of_game.values()))]
+        for game, of_game in probes.items()
+    ]
+    for key, mean in zip(_SHOWN, means[2:-1], strict=True):
+        normalized = [row["normalized"] for row in rows if (row["method"], row["labels"]) == key]
+        assert len(normalized) == len(games)
+        assert mean == f"{_mean([min(value, 1) for value in normalized]):z.2f}"
+    assert _table("seeds") == [
+        [game, seed, *_returns(content["by_seed"][seed], game), _probe([probe])]
+        for game, of_game in probes.items()
+        for seed, probe in of_game.items()
+        if len(of_game) > 1
+    ]

@@ -102,4 +102,5 @@ def test_the_readme_shows_the_table_that_the_package_holds() -> None:
             f"{demos.low:.2f} to {demos.high:.2f}",
             f"{demos.episodes:,}",
             f"{demos.normalized:.2f}",
+            f"{demos.cloned:z.2f}",
         ]
