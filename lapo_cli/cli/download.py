@@ -80,16 +80,18 @@ def download(
         from lapo_cli.core.data import catalogue
         from lapo_cli.core.data import download as core
         from lapo_cli.core.data.sources.base import SOURCES
+        from lapo_cli.core.evaluation.reference import bc_shares
 
         if show_list:
             shown = [row for row in catalogue.list_games(data_dir) if row.game in names or not names]
             demos = [found for row in shown if (found := catalogue.bundled_demos(row.game))]
             sources = {source.name: source.description for source in SOURCES.values()}
+            shares = bc_shares()
             here.result(
-                {"data_dir": data_dir, "sources": sources, "bundled": demos, "games": shown},
+                {"data_dir": data_dir, "sources": sources, "bundled": demos, "bc_shares": shares, "games": shown},
                 sources_table(sources, plain=here.plain),
-                demos_table(demos, plain=here.plain),
-                "normalized: 0 is random play, 1 the paper's expert; cloned: the share of their return above random"
+                demos_table(demos, shares, plain=here.plain),
+                "normalized: 0 is random play, 1 the paper's expert; BC share: the share of their return above random"
                 " play that BC on all true labels reached in runs of preset 'quick'.",
                 *games_table(shown, data_dir, plain=here.plain),
             )

@@ -83,10 +83,10 @@ def sources_table(sources: Mapping[str, str], *, plain: bool) -> Table:
     return table
 
 
-def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
-    """What comes with the package, who played it and how well, and what share of that a clone of it reaches."""
+def demos_table(demos: "Sequence[Demos]", bc_shares: Mapping[str, float], *, plain: bool) -> Table:
+    """What comes with the package, who played it and how well, and what share of that BC reaches."""
     headings = ["game", "bundled frames", "played by", "training steps", "seed"]
-    table = _table([*headings, "mean return", "95 % interval", "episodes", "normalized", "cloned"], plain=plain)
+    table = _table([*headings, "mean return", "95 % interval", "episodes", "normalized", "BC share"], plain=plain)
     for of_game in demos:
         table.add_row(
             of_game.game,
@@ -98,7 +98,7 @@ def demos_table(demos: "Sequence[Demos]", *, plain: bool) -> Table:
             f"{of_game.low:.2f} to {of_game.high:.2f}",
             f"{of_game.episodes:,}",
             f"{of_game.normalized:z.2f}",
-            _NONE if of_game.cloned is None else f"{of_game.cloned:z.2f}",
+            f"{bc_shares[of_game.game]:z.2f}" if of_game.game in bc_shares else _NONE,
         )
     return table
 

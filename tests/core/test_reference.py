@@ -99,9 +99,8 @@ def _returns(rows: list[dict[str, Any]], game: str, shown: Iterable[tuple[str, i
 
 
 def _probe(probes: list[dict[str, Any]]) -> str:
-    supervised = [probe["supervised"] for probe in probes if probe["supervised"] is not None]
-    probe, untrained = (_mean([probe[name] for probe in probes]) for name in ("probe", "untrained"))
-    return f"{probe:.2f} ({untrained:.2f}, {f'{_mean(supervised):.2f}' if supervised else '-'})"
+    means = (_mean([probe[name] for probe in probes]) for name in ("probe", "untrained", "supervised"))
+    return "{:.2f} ({:.2f}, {:.2f})".format(*means)
 
 
 def test_the_readme_shows_the_results_that_the_package_holds():

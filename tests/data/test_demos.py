@@ -12,6 +12,7 @@ from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import SPLITS, open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import GAMES, ProcgenVecEnv
+from lapo_cli.core.evaluation.reference import bc_shares
 
 _SAMPLE_STEPS = 150
 
@@ -90,6 +91,7 @@ def test_the_readme_shows_the_table_that_the_package_holds() -> None:
         cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in table[2:])
     }
     assert list(shown) == list(GAMES)
+    shares = bc_shares()
     for game in GAMES:
         demos = bundled_demos(game)
         assert demos is not None
@@ -102,5 +104,5 @@ def test_the_readme_shows_the_table_that_the_package_holds() -> None:
             f"{demos.low:.2f} to {demos.high:.2f}",
             f"{demos.episodes:,}",
             f"{demos.normalized:.2f}",
-            f"{demos.cloned:z.2f}",
+            f"{shares[game]:z.2f}",
         ]

@@ -1,11 +1,8 @@
 """What is available: the demonstrations bundled with lapo, and the stores in the data folder."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,6 @@ from lapo_cli.core.data.replay_log import bundled_logs, read_log
 from lapo_cli.core.data.store import SPLITS, Manifest, Split, read_manifest, store_path
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.errors import CorruptDataError
-
-_CLONE, _DEMONSTRATIONS, _RANDOM = "BC on all true labels", "demonstrations (expert)", "random policy"
 
 
 @dataclass(frozen=True)
@@ -30,8 +25,6 @@ class Demos:
         mean_return, low, high: of the training log's episodes, with its 95 % interval.
         episodes: how many these are.
         normalized: (mean_return - random) / (paper's expert - random).
-        cloned: the share of their return above random play that BC on all true labels reached in the runs of preset
-            ``quick`` that the package holds the results of; None where it was not run.
     """
 
     game: str
@@ -44,7 +37,6 @@ class Demos:
     high: float
     episodes: int
     normalized: float
-    cloned: float | None
 
 
 @dataclass(frozen=True)
@@ -105,20 +97,7 @@ def bundled_demos(game: str) -> Demos | None:
         high=info["high"],
         episodes=info["measured_episodes"],
         normalized=info["normalized"],
-        cloned=_clone_shares().get(game),
     )
-
-
-@cache
-def _clone_shares() -> dict[str, float]:
-    returns: dict[str, dict[str, float]] = {}
-    for row in json.loads(resources.files("lapo_cli").joinpath("results", "quick.json").read_text())["rows"]:
-        returns.setdefault(row["game"], {})[row["method"]] = row["mean"]
-    return {
-        game: (means[_CLONE] - means[_RANDOM]) / (means[_DEMONSTRATIONS] - means[_RANDOM])
-        for game, means in returns.items()
-        if means.get(_CLONE) is not None
-    }
 
 
 def _describe(policy: Mapping[str, Any]) -> str:

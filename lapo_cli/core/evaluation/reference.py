@@ -11,8 +11,11 @@ from typing import Any
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.config_loading import load_config, presets
+from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
+from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.summary import Key, Summary
 from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.training.stage import STAGES
 
 # What changes neither what a policy learns nor what its mean return is an estimate of.
 _ASIDE: Any = {
@@ -24,10 +27,9 @@ _ASIDE: Any = {
 
 def reference_returns(run: RunDir) -> dict[tuple[str, *Key], float]:
     """Mean returns by game, method, labels and environment steps, of games that were run with this configuration."""
-    file = resources.files("lapo_cli").joinpath("results", f"{run.preset}.json")
-    if run.preset not in presets() or not file.is_file():
+    content, method = _results(run.preset), _method(run.config)
+    if content is None:
         return {}
-    content, method = json.loads(file.read_text()), _method(run.config)
     same = {
         game
         for game, made in content["made"].items()
@@ -40,10 +42,36 @@ def reference_returns(run: RunDir) -> dict[tuple[str, *Key], float]:
     }
 
 
+def bc_shares() -> dict[str, float]:
+    """Game -> what BC on all true labels reached in ``quick``: a share of the demonstrations' return above random play.
+
+    Games for which it was not run are left out.
+    """
+    content = _results("quick")
+    assert content is not None
+    returns: dict[str, dict[str, float]] = {}
+    for row in content["rows"]:
+        returns.setdefault(row["game"], {})[row["method"]] = row["mean"]
+    bc = STAGES.get("bc").label
+    return {
+        game: (means[bc] - means[RANDOM_POLICY]) / (means[DEMONSTRATIONS] - means[RANDOM_POLICY])
+        for game, means in returns.items()
+        if bc in means
+    }
+
+
 def with_references(summary: Summary, run: RunDir) -> Summary:
     """The summary of a run with these returns beside its own."""
     known = reference_returns(run)
     return replace(summary, rows=[replace(row, reference=known.get((row.game, *row.key))) for row in summary.rows])
+
+
+def _results(preset: str) -> dict[str, Any] | None:
+    file = resources.files("lapo_cli").joinpath("results", f"{preset}.json")
+    if preset not in presets() or not file.is_file():
+        return None
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
 def _method(config: Config) -> dict[str, Any]:
