@@ -213,7 +213,18 @@ class OfflineConfig(Section):
     steps: int = Field(
         1_000,
         ge=1,
-        description="Training steps of each decoder, and of the baselines that learn from the labels alone.",
+        description="Training steps of each MLP decoder, and of the baselines that learn from the labels alone.",
+    )
+    decoder: Literal["mlp", "linear"] = Field(
+        "mlp",
+        description="What decodes latent actions after a few labels: mlp, the paper's, or linear, a regularized "
+        "logistic regression.",
+    )
+    l2: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="L2 penalty of the linear decoder, added to the summed cross-entropy of the labels.",
     )
 
     @field_validator("labels", mode="before")

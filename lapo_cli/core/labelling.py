@@ -29,7 +29,6 @@ from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.evaluation.evaluate import is_current
 from lapo_cli.core.files import atomic_path
 from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.models.policy import Decoder
 from lapo_cli.core.stages.offline import load_decoders
 from lapo_cli.core.training.checkpoints import IDM, load_idm
 from lapo_cli.core.training.context import Context
@@ -102,7 +101,7 @@ def label_clip(ctx: Context, clip: Clip, preparation: Preparation, out: Path, *,
     return Labelled(out, findings.decoded, len(arrays["z"]), labels)
 
 
-def _decoder(ctx: Context, idm: InverseDynamicsModel) -> tuple[int | None, Decoder | None]:
+def _decoder(ctx: Context, idm: InverseDynamicsModel) -> tuple[int | None, torch.nn.Module | None]:
     """The decoder from the most labelled frames, and how many these are; none where stage 3 is not finished."""
     folder = ctx.seed_dir.stage(_OFFLINE)
     if not is_current(ctx, STAGES.get(_OFFLINE), folder):

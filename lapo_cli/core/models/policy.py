@@ -1,5 +1,7 @@
 """The latent policy, the decoder of latent actions, and the value head (paper, sections 4 and 5)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,10 @@ class Decoder(nn.Sequential):
             nn.ReLU(),
             nn.Linear(64, num_actions),
         )
+
+
+DECODERS: dict[str, Callable[[int, int], nn.Module]] = {"mlp": Decoder, "linear": nn.Linear}
+"""Name in the configuration -> decoder of latent actions of la_dim numbers to num_actions logits."""
 
 
 def value_head() -> nn.Linear:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lapo_cli.core.data.batches import FrameLoader
-from lapo_cli.core.models.policy import Decoder
+from lapo_cli.core.models.policy import DECODERS
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import Act, OfflineAgent
@@ -35,14 +35,13 @@ def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
     decoders, accuracy = {}, {}
     with ctx.progress.task(ctx.title("stage 3 offline: decoders"), len(counts), "decoder") as task:
         for number, count in enumerate(counts, 1):
-            decoder = Decoder(latents.shape[1], num_actions).to(device)
-            decoding.fit(decoder, latents[:count], actions[:count], ctx.config.decoder, ctx.config.offline.steps)
+            decoder = decoding.fit_to_labels(latents[:count], actions[:count], num_actions, ctx.config)
             with torch.no_grad():
                 hits = decoder(test_latents).argmax(1) == test_actions
             accuracy[str(count)] = hits.float().mean().item()
             decoders[_module(count)] = decoder
             task.update(number, accuracy=accuracy[str(count)])
-    stage.save_weights(decoders, header(ctx, stage))
+    stage.save_weights(decoders, header(ctx, stage, decoder=ctx.config.offline.decoder))
     return {"test_accuracy": accuracy, "test_pairs": len(test_actions)}
 
 
@@ -50,15 +49,16 @@ def _module(count: int) -> str:
     return f"decoder_{count}"
 
 
-def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, Decoder]:
+def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, torch.nn.Module]:
     """The trained decoders of latent actions (B, la_dim) in the finished stage's folder: labels -> decoder.
 
     Raises:
         CorruptDataError: its weights are damaged.
     """
     counts = sorted(map(int, stage.require_done(_NAME)["results"]["test_accuracy"]))
-    num_actions = actions_of(read_about(stage.path / WEIGHTS))
-    decoders = {count: Decoder(la_dim, num_actions) for count in counts}
+    about = read_about(stage.path / WEIGHTS)
+    build = DECODERS[about.get("decoder", "mlp")]
+    decoders = {count: build(la_dim, actions_of(about)) for count in counts}
     stage.load_weights({_module(count): decoder for count, decoder in decoders.items()})
     for decoder in decoders.values():
         ctx.compute.place(decoder)

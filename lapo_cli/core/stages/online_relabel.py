@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lapo_cli.core.models.idm import InverseDynamicsModel
+from lapo_cli.core.models.policy import Decoder
 from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import ClonedAgent
 from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, load_idm
 from lapo_cli.core.training.cloning import clone
@@ -61,7 +63,9 @@ def _clone(ctx: Context, folder: StageDir) -> dict[str, Any]:
     windows = video.windows(ctx.config.data.max_frames)
     idm = load_idm(ctx)
     latents = latent_labels(ctx, idm, output_fingerprint(ctx, IDM), video, windows)
-    targets = decoded_targets(ctx, idm, latents, windows, _random_play(ctx, idm))
+    decoder = Decoder(idm.quantizer.la_dim, ctx.env.require_actions()).to(ctx.compute.device)
+    decoding.fit(decoder, *_random_play(ctx, idm), ctx.config.decoder, ctx.config.offline.steps)
+    targets = decoded_targets(ctx, decoder, latents, windows)
     return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.run_dir import StageDir
+from lapo_cli.core.training import decoding
 from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, load_idm
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
@@ -31,8 +32,8 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     z, actions = labelled_pairs(ctx, idm, train, order[: counts[-1]], loader)
 
     def targets(count: int) -> Targets:
-        decoded = decoded_targets(ctx, idm, latents, windows, (z[:count], actions[:count]))
-        return with_true_actions(decoded, train, order[:count])
+        decoder = decoding.fit_to_labels(z[:count], actions[:count], ctx.env.require_actions(), ctx.config)
+        return with_true_actions(decoded_targets(ctx, decoder, latents, windows), train, order[:count])
 
     return clone_for_each(ctx, stage, _LABEL, counts, targets, *clone_settings(ctx))
 

@@ -175,7 +175,7 @@ class ClonedAgent(Agent):
 class OfflineAgent(nn.Module):
     """decoder(latent policy(o_t)): what offline decoding acts with."""
 
-    def __init__(self, latent_policy: LatentPolicy, decoder: Decoder, compute: Compute) -> None:
+    def __init__(self, latent_policy: LatentPolicy, decoder: nn.Module, compute: Compute) -> None:
         super().__init__()
         self.latent_policy, self.decoder = latent_policy, decoder
         self._compute = compute

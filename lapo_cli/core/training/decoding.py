@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lapo_cli.core.config import DecoderConfig
+from lapo_cli.core.config import Config, DecoderConfig
 from lapo_cli.core.models.policy import Decoder
+
+_INTERCEPT_L2 = 0.1  # Enough to give an action that no label shows a finite logit; how common actions are is to show.
 
 
 def reset(decoder: Decoder) -> None:
@@ -41,6 +43,63 @@ def fit(decoder: Decoder, latents: Tensor, actions: Tensor, config: DecoderConfi
             done += 1
     decoder.requires_grad_(False)
     return loss.item()
+
+
+def fit_linear(latents: Tensor, actions: Tensor, num_actions: int, l2: float) -> torch.nn.Linear:
+    """Logistic regression from z_t to a_t, the one optimum of a convex objective; no seed, no step size.
+
+    With a few labels for a hundred dimensions the MLP fits the labels exactly and is confident everywhere; the penalty
+    is a Gaussian prior on the weights. It applies to z shifted and scaled, all of it by one number, to zero mean and
+    unit variance over the pairs, since games differ in the scale of z by a factor of ten.
+
+    Args:
+        latents: (P, la_dim), any float type.
+        actions: (P,) int64.
+        num_actions: classes, whether or not ``actions`` has all of them.
+        l2: the summed cross-entropy has ``l2`` times the squared norm of the weights added.
+
+    Returns:
+        The decoder of z as it is, frozen, on the device of the pairs.
+    """
+    z, actions = latents.detach().cpu().double(), actions.cpu()
+    mean = z.mean(0)
+    scale = (z - mean).square().mean().sqrt().clamp_min(1e-6)  # z may have collapsed to a point.
+    z = (z - mean) / scale
+    weight = torch.zeros(num_actions, z.shape[1], dtype=z.dtype, requires_grad=True)
+    bias = torch.zeros(num_actions, dtype=z.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, history_size=20, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        errors = F.cross_entropy(F.linear(z, weight, bias), actions, reduction="sum")
+        loss = (errors + l2 * weight.square().sum() + _INTERCEPT_L2 * bias.square().sum()) / len(z)
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    decoder = torch.nn.Linear(z.shape[1], num_actions).requires_grad_(False)
+    with torch.no_grad():
+        decoder.weight.copy_(weight / scale)
+        decoder.bias.copy_(bias - F.linear(mean / scale, weight))
+    return decoder.to(latents.device)
+
+
+def fit_to_labels(latents: Tensor, actions: Tensor, num_actions: int, config: Config) -> torch.nn.Module:
+    """The configured decoder (``offline.decoder``), trained on a few labelled frames.
+
+    Args:
+        latents: z (P, la_dim).
+        actions: (P,) int64.
+        num_actions: how many there are.
+
+    Returns:
+        The decoder of z (B, la_dim) to logits (B, num_actions), frozen, on the device of the pairs.
+    """
+    if config.offline.decoder == "linear":
+        return fit_linear(latents, actions, num_actions, config.offline.l2)
+    decoder = Decoder(latents.shape[1], num_actions).to(latents.device)
+    fit(decoder, latents, actions, config.decoder, config.offline.steps)
+    return decoder
 
 
 def epochs_to_steps(epochs: int, pairs: int, config: DecoderConfig) -> int:

@@ -3,12 +3,9 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lapo_cli.core.config import Stage2Config
-from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.models.policy import Decoder, LatentPolicy
-from lapo_cli.core.training import decoding
+from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.training.checkpoints import load_policy
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
@@ -16,22 +13,16 @@ from lapo_cli.core.training.latent_labels import CHUNK
 
 
 def decoded_targets(
-    ctx: Context,
-    idm: InverseDynamicsModel,
-    latents: NDArray[np.float16],
-    windows: NDArray[np.int64],
-    pairs: tuple[Tensor, Tensor],
+    ctx: Context, decoder: torch.nn.Module, latents: NDArray[np.float16], windows: NDArray[np.int64]
 ) -> Targets:
     """Probabilities of the true actions at ``windows``, from a decoder of latent actions.
 
     Args:
+        decoder: of z (B, la_dim) to logits (B, num_actions), on the device.
         latents: of the windows, (W, la_dim).
         windows: (W,) ascending.
-        pairs: z (P, la_dim) and the true actions (P,) that the decoder is trained on.
     """
     device = ctx.compute.device
-    decoder = Decoder(idm.quantizer.la_dim, ctx.env.require_actions()).to(device)
-    decoding.fit(decoder, *pairs, ctx.config.decoder, ctx.config.offline.steps)
     chunks = [latents[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
     with torch.no_grad():
         decoded = [decoder(torch.from_numpy(np.array(z)).to(device).float()).softmax(1).cpu() for z in chunks]
