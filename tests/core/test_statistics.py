@@ -1,5 +1,8 @@
 """Intervals that cover, are the same every time, and do not break on constants."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ from lapo_cli.core.evaluation.statistics import (
     probability_of_improvement,
     scores,
 )
-from lapo_cli.core.evaluation.summary import ALL_GAMES, make_row, with_mean_of_games
+from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary, make_row, with_mean_of_games, with_shares
 
 
 def test_the_interval_covers_the_true_mean_at_its_confidence_level() -> None:
@@ -89,6 +92,32 @@ def test_the_mean_of_games_takes_policies_that_all_games_have() -> None:
     means = with_mean_of_games(rows)[len(rows) :]
     assert [(row.game, row.method) for row in means] == [(ALL_GAMES, "a")]
     assert means[0].normalized == pytest.approx((rows[0].normalized + rows[2].normalized) / 2)
+
+
+def test_in_the_mean_of_games_a_game_counts_1_at_most() -> None:
+    rows = [
+        replace(make_row(ENVIRONMENTS.get(game), "a", [np.array([mean])]), share=share)
+        for game, mean, share in (("maze", 1000.0, 3.0), ("bigfish", 0.0, 0.5))
+    ]
+    assert rows[0].normalized is not None
+    assert rows[0].normalized > 1
+    mean = with_mean_of_games(rows)[-1]
+    assert mean.normalized == pytest.approx((1 + (rows[1].normalized or 0)) / 2)
+    assert mean.share == pytest.approx(0.75)
+    assert with_mean_of_games([rows[0], replace(rows[1], share=None)])[-1].share is None
+
+
+def test_shares_of_the_demonstrations_are_0_for_random_play_and_1_for_the_demonstrations() -> None:
+    maze = ENVIRONMENTS.get("maze")
+    rows = [
+        make_row(maze, method, [np.array([mean])]) for method, mean in (("random", 4.0), ("demos", 9.0), ("a", 5.0))
+    ]
+    assert [row.share for row in with_shares(rows, "random", "demos")] == [0.0, 1.0, pytest.approx(0.2)]
+    assert with_shares(rows, "random", "none") == rows
+    assert with_shares(rows, "demos", "random") == rows  # Demonstrations that are no better than random play.
+    cells = Summary(with_shares(rows, "random", "demos"), {}, [], [], Path()).cells()
+    assert [of_row["of demonstrations"] for of_row in cells] == ["0.00", "1.00", "0.20"]
+    assert "of demonstrations" not in Summary(rows, {}, [], [], Path()).cells()[0]
 
 
 def _runs(seed: int, shift: float = 0.0) -> dict[str, list[NDArray[np.float64]]]:

@@ -19,7 +19,7 @@ from lapo_cli.core.config import EvaluationConfig
 from lapo_cli.core.errors import LapoError
 from lapo_cli.core.evaluation import sheets
 from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS, demonstrations
-from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games
+from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games, with_shares
 from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import Done, StageDir, fingerprint
 from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
@@ -185,7 +185,7 @@ def compare(contexts: list[Context], failures: list[Failure], folder: Path, only
             make_row(env, method, returns, labels=labels, env_steps=env_steps)
             for (method, labels, env_steps), returns in pooled.items()
         ]
-        rows += [*shown[:1], *_demonstrations(of_game[0]), *shown[1:]]
+        rows += with_shares([*shown[:1], *_demonstrations(of_game[0]), *shown[1:]], RANDOM_POLICY, DEMONSTRATIONS)
     return Summary(with_mean_of_games(rows), by_seed, list(_health(contexts)), failures, folder)
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.config_loading import load_config, presets
-from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
-from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.summary import Key, Summary
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.training.stage import STAGES
@@ -49,15 +47,8 @@ def bc_shares() -> dict[str, float]:
     """
     content = _results("quick")
     assert content is not None
-    returns: dict[str, dict[str, float]] = {}
-    for row in content["rows"]:
-        returns.setdefault(row["game"], {})[row["method"]] = row["mean"]
     bc = STAGES.get("bc").label
-    return {
-        game: (means[bc] - means[RANDOM_POLICY]) / (means[DEMONSTRATIONS] - means[RANDOM_POLICY])
-        for game, means in returns.items()
-        if bc in means
-    }
+    return {row["game"]: row["share"] for row in content["rows"] if row["method"] == bc}
 
 
 def with_references(summary: Summary, run: RunDir) -> Summary:

@@ -1,7 +1,7 @@
 """The table of a run: one row per game and policy, as values, as Markdown and as a file."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ ALL_GAMES = "mean of games"
 Key = tuple[str, int | None, int | None]
 """Method, labels and environment steps: what the policies of several seeds have in common."""
 _NONE = "-"
+_OPTIONAL = ("of demonstrations", "reference")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class Row:
         mean, low, high: mean episodic return and its 95 % confidence interval.
         episodes: how many were played or, for demonstrations, recorded.
         seeds: how many trainings they come from.
-        normalized: (mean - random) / (paper's expert - random); None where those are not known.
+        normalized: (mean - random) / (paper's expert - random); None where those are not known. Means of games count a
+            game 1 at most.
+        share: the same relative to the demonstrations of the same table instead of the paper's expert; None where they
+            are missing or no better than random play. Means of games count a game 1 at most.
         reference: the mean when the maintainers of lapo ran the same configuration; None where they have not.
     """
 
@@ -44,6 +48,7 @@ class Row:
     episodes: int
     seeds: int
     normalized: float | None
+    share: float | None = None
     reference: float | None = None
 
     @property
@@ -71,6 +76,7 @@ class Row:
             "episodes": f"{self.episodes:,}",
             "seeds": str(self.seeds),
             "normalized": _NONE if self.normalized is None else f"{self.normalized:z.2f}",
+            "of demonstrations": _NONE if self.share is None else f"{self.share:z.2f}",
             "reference": _NONE if self.reference is None else f"{self.reference:.2f}",
         }
 
@@ -161,8 +167,26 @@ def make_row(
     )
 
 
+def with_shares(rows: list[Row], random: str, demonstrations: str) -> list[Row]:
+    """The rows of one game with their share of the demonstrations' return.
+
+    Args:
+        random, demonstrations: the methods of the rows that are 0 and 1.
+    """
+    means = {row.method: row.mean for row in rows}
+    low, high = means.get(random), means.get(demonstrations)
+    return [replace(row, share=share_of(row.mean, low, high)) for row in rows]
+
+
+def share_of(mean: float | None, random: float | None, demonstrations: float | None) -> float | None:
+    """(mean - random) / (demonstrations - random); None where it says nothing, see :class:`Row`."""
+    if mean is None or random is None or demonstrations is None or demonstrations <= random:
+        return None
+    return (mean - random) / (demonstrations - random)
+
+
 def with_mean_of_games(rows: list[Row]) -> list[Row]:
-    """Rows, and after them the mean normalized return of every policy that all games have."""
+    """Rows, and after them the mean of every policy that all games have; a game counts 1 at most."""
     games = {row.game for row in rows}
     if len(games) < 2:
         return rows
@@ -170,11 +194,16 @@ def with_mean_of_games(rows: list[Row]) -> list[Row]:
     for key in dict.fromkeys(row.key for row in rows):
         of_policy = [row for row in rows if row.key == key]
         normalized = [row.normalized for row in of_policy if row.normalized is not None]
+        shares = [row.share for row in of_policy if row.share is not None]
         if len(normalized) == len(games):
-            episodes = sum(row.episodes for row in of_policy)
-            mean = float(np.mean(normalized))
-            means.append(Row(ALL_GAMES, *key, None, None, None, episodes, of_policy[0].seeds, mean))
+            episodes, seeds = sum(row.episodes for row in of_policy), of_policy[0].seeds
+            share = _capped_mean(shares) if len(shares) == len(games) else None
+            means.append(Row(ALL_GAMES, *key, None, None, None, episodes, seeds, _capped_mean(normalized), share))
     return rows + means
+
+
+def _capped_mean(values: list[float]) -> float:
+    return float(np.minimum(values, 1).mean())
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -182,9 +211,10 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _cells(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The cells of every row, without the column of references where there are none."""
-    hidden = {"reference"} if all(row.reference is None for row in rows) else set()
-    return [{name: cell for name, cell in row.cells().items() if name not in hidden} for row in rows]
+    """The cells of every row, without the optional columns that are empty."""
+    cells = [row.cells() for row in rows]
+    empty = {name for name in _OPTIONAL if all(of_row[name] == _NONE for of_row in cells)}
+    return [{name: cell for name, cell in of_row.items() if name not in empty} for of_row in cells]
 
 
 def _markdown(title: str, rows: Sequence[Row]) -> str:

@@ -11,7 +11,7 @@ from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import ConfigError
 from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
-from lapo_cli.core.evaluation.summary import Key
+from lapo_cli.core.evaluation.summary import Key, share_of
 from lapo_cli.core.report import paper
 from lapo_cli.core.report.results import Policy, RunResults, SeedResults, normalized, title_of
 
@@ -26,6 +26,7 @@ class PolicyRow:
         run: the name of its run.
         stage: that trained it.
         estimate: of the mean return.
+        share: see :class:`lapo_cli.core.evaluation.summary.Row`; of the means of this run.
         published: the paper's return of the same method, where it has one.
         reference: the mean return when the maintainers of lapo ran the same configuration, where they have.
     """
@@ -38,6 +39,7 @@ class PolicyRow:
     normalized: float | None
     episodes: int
     seeds: int
+    share: float | None
     published: float | None
     reference: float | None
 
@@ -62,12 +64,16 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
     rows = []
     for run in runs:
         seeds = run.of(game)
-        for key, policies in pooled(seeds).items():
-            recorded = not policies[0].stage and policies[0].order > 0
-            # All seeds of a game see the same demonstrations.
-            returns = [policy.returns for policy in policies[: 1 if recorded else None]]
-            found = mean_return(returns)
-            stage = "expert" if recorded else policies[0].stage
+        # All seeds of a game see the same demonstrations.
+        of = {key: found[: 1 if _recorded(found[0]) else None] for key, found in pooled(seeds).items()}
+        estimates = {key: mean_return([policy.returns for policy in policies]) for key, policies in of.items()}
+        bounds = (
+            next((estimates[key].mean for key, policies in of.items() if policies[0].order == 0), None),
+            next((estimates[key].mean for key, policies in of.items() if _recorded(policies[0])), None),
+        )
+        for key, policies in of.items():
+            found = estimates[key]
+            stage = "expert" if _recorded(policies[0]) else policies[0].stage
             rows.append(
                 PolicyRow(
                     run.name,
@@ -76,13 +82,19 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
                     key,
                     found,
                     normalized(found.mean, seeds[0].reference),
-                    sum(map(len, returns)),
-                    len(returns),
+                    sum(len(policy.returns) for policy in policies),
+                    len(policies),
+                    share_of(found.mean, *bounds),
                     paper.published(game, stage, key[1]),
                     run.references.get((game, *key)),
                 )
             )
     return rows
+
+
+def _recorded(policy: Policy) -> bool:
+    """Whether these are the demonstrations."""
+    return not policy.stage and policy.order > 0
 
 
 def scores_of(run: RunResults, games: Sequence[str]) -> dict[Key, tuple[str, Returns]]:

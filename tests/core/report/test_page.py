@@ -100,6 +100,9 @@ def test_intervals_and_means_are_those_of_the_returns(tmp_path: Path) -> None:
     assert random.normalized == pytest.approx((random.estimate.mean - 4) / 6)
     assert (demonstrations.episodes, demonstrations.seeds, demonstrations.published) == (2, 1, 10.0)
     assert (scratch.stage, scratch.seeds, scratch.published) == ("scratch", 2, 7.4)
+    assert (random.share, demonstrations.share) == (0, 1)
+    between = demonstrations.estimate.mean - random.estimate.mean
+    assert scratch.share == pytest.approx((scratch.estimate.mean - random.estimate.mean) / between)
     assert scratch.estimate.low <= scratch.estimate.mean <= scratch.estimate.high
 
 
