@@ -104,6 +104,7 @@ def test_in_the_mean_of_games_a_game_counts_1_at_most() -> None:
     mean = with_mean_of_games(rows)[-1]
     assert mean.normalized == pytest.approx((1 + (rows[1].normalized or 0)) / 2)
     assert mean.share == pytest.approx(0.75)
+    assert with_mean_of_games([replace(rows[0], seeds=3), rows[1]])[-1].seeds == 1
     assert with_mean_of_games([rows[0], replace(rows[1], share=None)])[-1].share is None
 
 

@@ -30,7 +30,7 @@ class Row:
         env_steps: environment steps it was trained for, if it was.
         mean, low, high: mean episodic return and its 95 % confidence interval.
         episodes: how many were played or, for demonstrations, recorded.
-        seeds: how many trainings they come from.
+        seeds: how many trainings they come from; in means of games the fewest of any game.
         normalized: (mean - random) / (paper's expert - random); None where those are not known. Means of games count a
             game 1 at most.
         share: the same relative to the demonstrations of the same table instead of the paper's expert; None where they
@@ -196,7 +196,7 @@ def with_mean_of_games(rows: list[Row]) -> list[Row]:
         normalized = [row.normalized for row in of_policy if row.normalized is not None]
         shares = [row.share for row in of_policy if row.share is not None]
         if len(normalized) == len(games):
-            episodes, seeds = sum(row.episodes for row in of_policy), of_policy[0].seeds
+            episodes, seeds = sum(row.episodes for row in of_policy), min(row.seeds for row in of_policy)
             share = _capped_mean(shares) if len(shares) == len(games) else None
             means.append(Row(ALL_GAMES, *key, None, None, None, episodes, seeds, _capped_mean(normalized), share))
     return rows + means
