@@ -250,6 +250,12 @@ class RelabelConfig(Section):
     env_steps: int = Field(
         8192, ge=1, description="Environment steps of random play whose actions are the labels of the online variant."
     )
+    play_temperature: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Divides the logits decoded after random play; below 1, the clone acts less at random.",
+    )
 
 
 class Ramp(Section):

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -18,8 +20,10 @@ from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.stages import online_relabel
+from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
+from lapo_cli.core.training.relabelling import decoded_targets
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
@@ -52,6 +56,33 @@ def test_a_clone_of_another_size_cannot_start_from_the_latent_policy(context: Ma
     larger = ctx.config.model.model_copy(update={"policy_scale": 2})
     with pytest.raises(UsageError, match="needs a network of its size"):
         run(replace(ctx, config=ctx.config.model_copy(update={"model": larger})), "relabel")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_targets_are_the_decoded_probabilities_at_a_temperature(context: MakeContext, temperature: float) -> None:
+    torch.manual_seed(0)
+    decoder = torch.nn.Linear(8, 5)
+    latents = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float16)
+    found = decoded_targets(context(), decoder, latents, np.arange(7), temperature)
+    with torch.no_grad():
+        powers = decoder(torch.from_numpy(latents).float()).exp() ** (1 / temperature)
+    assert np.allclose(found.actions, powers / powers.sum(1, keepdim=True), atol=1e-3)
+
+
+def test_a_clone_of_random_play_takes_the_configured_temperature(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def targets(*args: Any) -> Targets:
+        seen.append(args[-1])
+        return decoded_targets(*args)
+
+    monkeypatch.setattr(online_relabel, "decoded_targets", targets)
+    ctx = context(*_SMALL, "relabel.play_temperature=0.25", "online.steps=384")
+    for name in ("idm", "policy", "online-relabel"):
+        run(ctx, name)
+    assert seen == [0.25]
 
 
 def test_ppo_continues_with_the_last_layers_of_the_clone(context: MakeContext) -> None:

@@ -65,7 +65,9 @@ def _clone(ctx: Context, folder: StageDir) -> dict[str, Any]:
     latents = latent_labels(ctx, idm, output_fingerprint(ctx, IDM), video, windows)
     decoder = Decoder(idm.quantizer.la_dim, ctx.env.require_actions()).to(ctx.compute.device)
     decoding.fit(decoder, *_random_play(ctx, idm), ctx.config.decoder, ctx.config.offline.steps)
-    targets = decoded_targets(ctx, decoder, latents, windows)
+    # Many actions may do nothing: together random play takes them far more often than anyone does who wants something,
+    # and a decoder of its labels gives them that share of every frame that they explain at all.
+    targets = decoded_targets(ctx, decoder, latents, windows, ctx.config.relabel.play_temperature)
     return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
 
 

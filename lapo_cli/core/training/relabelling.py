@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lapo_cli.core.config import Stage2Config
 from lapo_cli.core.models.policy import LatentPolicy
@@ -13,7 +14,11 @@ from lapo_cli.core.training.latent_labels import CHUNK
 
 
 def decoded_targets(
-    ctx: Context, decoder: torch.nn.Module, latents: NDArray[np.float16], windows: NDArray[np.int64]
+    ctx: Context,
+    decoder: torch.nn.Module,
+    latents: NDArray[np.float16],
+    windows: NDArray[np.int64],
+    temperature: float = 1.0,
 ) -> Targets:
     """Probabilities of the true actions at ``windows``, from a decoder of latent actions.
 
@@ -21,11 +26,16 @@ def decoded_targets(
         decoder: of z (B, la_dim) to logits (B, num_actions), on the device.
         latents: of the windows, (W, la_dim).
         windows: (W,) ascending.
+        temperature: divides the logits.
     """
-    device = ctx.compute.device
+
+    def probabilities(z: NDArray[np.float16]) -> Tensor:
+        logits: Tensor = decoder(torch.from_numpy(np.array(z)).to(ctx.compute.device).float())
+        return (logits / temperature).softmax(1).cpu()
+
     chunks = [latents[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
     with torch.no_grad():
-        decoded = [decoder(torch.from_numpy(np.array(z)).to(device).float()).softmax(1).cpu() for z in chunks]
+        decoded = [probabilities(z) for z in chunks]
     return Targets(windows, torch.cat(decoded).to(torch.float16).numpy())
 
 
