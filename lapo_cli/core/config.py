@@ -195,7 +195,7 @@ class Stage2Config(ScheduledConfig):
 
 
 class DecoderConfig(Section):
-    """Training of the decoder from latent to true actions (paper, section 4.3)."""
+    """Training of the MLP decoder from latent to true actions (paper, section 4.3)."""
 
     batch_size: int = Field(512, ge=1, description="Pairs per step; Adam.")
     lr: float = Field(1e-3, gt=0, lt=1, description="Learning rate.")
@@ -217,14 +217,14 @@ class OfflineConfig(Section):
     )
     decoder: Literal["mlp", "linear"] = Field(
         "mlp",
-        description="What decodes latent actions after a few labels: mlp, the paper's, or linear, a regularized "
-        "logistic regression.",
+        description="Decoder that offline decoding and relabelling train on a few labels: mlp, the paper's, or linear, "
+        "regularized logistic regression. Online, it is always the MLP.",
     )
     l2: float = Field(
         10.0,
         gt=0,
-        allow_inf_nan=False,
-        description="L2 penalty of the linear decoder, added to the summed cross-entropy of the labels.",
+        description="Weight of the squared norm of the linear decoder, on standardized latent actions, beside the "
+        "summed cross-entropy of the labels.",
     )
 
     @field_validator("labels", mode="before")
@@ -252,9 +252,8 @@ class RelabelConfig(Section):
     )
     play_temperature: float = Field(
         1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Divides the logits decoded after random play; below 1, the clone acts less at random.",
+        ge=0.01,
+        description="Divides the logits of the decoder of random play; below 1, its clone acts less at random.",
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lapo_cli.core.config import DecoderConfig
+from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.models.policy import Decoder
 from lapo_cli.core.stages.offline import load_decoders
 from lapo_cli.core.training import decoding
@@ -68,6 +69,15 @@ def test_from_few_noisy_labels_the_linear_decoder_is_right_more_often_than_the_m
     assert accuracy[0] > accuracy[1]
     assert errors[0] < errors[1]
     assert not any(parameter.requires_grad for parameter in linear.parameters())
+
+
+def test_the_configured_decoder_and_penalty_are_used() -> None:
+    z, actions = _pairs(40)
+    words = ["offline.decoder=linear", "offline.l2=2.5"]
+    found = decoding.fit_to_labels(z, actions, 5, load_config("paper", overrides=words))
+    assert torch.equal(found(z), decoding.fit_linear(z, actions, 5, l2=2.5)(z))
+    assert not torch.equal(found(z), decoding.fit_linear(z, actions, 5, l2=10.0)(z))
+    assert isinstance(decoding.fit_to_labels(z, actions, 5, load_config("paper")), Decoder)
 
 
 def test_an_action_without_a_label_keeps_a_small_probability() -> None:

@@ -19,7 +19,7 @@ from lapo_cli.core.errors import UsageError
 from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir
-from lapo_cli.core.stages import online_relabel
+from lapo_cli.core.stages import online_relabel, relabel
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
@@ -67,6 +67,33 @@ def test_targets_are_the_decoded_probabilities_at_a_temperature(context: MakeCon
     with torch.no_grad():
         powers = decoder(torch.from_numpy(latents).float()).exp() ** (1 / temperature)
     assert np.allclose(found.actions, powers / powers.sum(1, keepdim=True), atol=1e-3)
+
+
+def test_few_labels_are_decoded_by_the_configured_decoder(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def targets(ctx: Context, decoder: torch.nn.Module, *args: Any) -> Targets:
+        seen.append(type(decoder))
+        return decoded_targets(ctx, decoder, *args)
+
+    monkeypatch.setattr(relabel, "decoded_targets", targets)
+    ctx = context(*_SMALL, "offline.decoder=linear")
+    for name in ("idm", "policy", "relabel"):
+        run(ctx, name)
+    assert seen == [torch.nn.Linear] * 2
+
+
+def test_what_a_stage_does_not_read_does_not_start_it_over(context: MakeContext) -> None:
+    ctx = context(*_SMALL, "online.steps=384")
+    for name in ("idm", "policy", "relabel", "online-relabel"):
+        run(ctx, name)
+    of_labels = ctx.config.offline.model_copy(update={"decoder": "linear", "labels": (8,)})
+    of_play = ctx.config.relabel.model_copy(update={"play_temperature": 0.5})
+    assert run(replace(ctx, config=ctx.config.model_copy(update={"offline": of_labels})), "online-relabel").skipped
+    assert run(replace(ctx, config=ctx.config.model_copy(update={"relabel": of_play})), "relabel").skipped
+    assert not run(replace(ctx, config=ctx.config.model_copy(update={"offline": of_labels})), "relabel").skipped
 
 
 def test_a_clone_of_random_play_takes_the_configured_temperature(

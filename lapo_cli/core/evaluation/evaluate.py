@@ -30,6 +30,10 @@ from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_env
 
 FOLDER = "evaluation"
 RANDOM_POLICY = "random policy"
+_SHARE_NOTE = (
+    "Normalized: 0 is the random policy and 1 the paper's expert; of demonstrations: 0 is the random policy and 1 the "
+    "demonstrations. In means of games a game counts 1 at most."
+)
 FILMING = Filming(levels=9, frames=100, every=2)
 """What is filmed of every policy; all policies of a game and seed start on the same levels."""
 _CURVE = {"curve_points", "curve_episodes"}  # settings of trainings
@@ -186,7 +190,8 @@ def compare(contexts: list[Context], failures: list[Failure], folder: Path, only
             for (method, labels, env_steps), returns in pooled.items()
         ]
         rows += with_shares([*shown[:1], *_demonstrations(of_game[0]), *shown[1:]], RANDOM_POLICY, DEMONSTRATIONS)
-    return Summary(with_mean_of_games(rows), by_seed, list(_health(contexts)), failures, folder)
+    notes = [*([_SHARE_NOTE] if any(row.share is not None for row in rows) else []), *_health(contexts)]
+    return Summary(with_mean_of_games(rows), by_seed, notes, failures, folder)
 
 
 def _demonstrations(ctx: Context) -> list[Row]:

@@ -96,7 +96,7 @@ class Summary:
 
     Attributes:
         rows: games in order, policies in the order of the paper's argument.
-        by_seed: the same for each training seed by itself.
+        by_seed: the policies of each training seed by itself, without demonstrations and shares.
         notes: sentences on how good the latent actions are, and on what was left out.
         failures: what could not be finished.
         path: folder of ``summary.json`` and ``summary.md``.

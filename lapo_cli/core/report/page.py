@@ -139,7 +139,7 @@ def render(runs: Sequence[RunResults]) -> str:
         warnings=[_named(run, runs, warning) for run in runs for warning in warnings_of(run)],
         games=views,
         open_games=_OPEN_GAMES,
-        shared=any(row.share is not None for view in views for row in view.rows),
+        with_shares=any(row.share is not None for view in views for row in view.rows),
         referenced=any(row.reference is not None for view in views for row in view.rows),
         overall=_overall(runs, views, shared, found),
         over=_over(shared, games),

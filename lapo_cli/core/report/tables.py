@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.errors import ConfigError
 from lapo_cli.core.evaluation import statistics
+from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
+from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
 from lapo_cli.core.evaluation.summary import Key, share_of
 from lapo_cli.core.report import paper
@@ -67,10 +69,8 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
         # All seeds of a game see the same demonstrations.
         of = {key: found[: 1 if _recorded(found[0]) else None] for key, found in pooled(seeds).items()}
         estimates = {key: mean_return([policy.returns for policy in policies]) for key, policies in of.items()}
-        bounds = (
-            next((estimates[key].mean for key, policies in of.items() if policies[0].order == 0), None),
-            next((estimates[key].mean for key, policies in of.items() if _recorded(policies[0])), None),
-        )
+        means = {key: found.mean for key, found in estimates.items()}
+        bounds = (means.get((RANDOM_POLICY, None, None)), means.get((DEMONSTRATIONS, None, None)))
         for key, policies in of.items():
             found = estimates[key]
             stage = "expert" if _recorded(policies[0]) else policies[0].stage

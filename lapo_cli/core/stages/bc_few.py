@@ -32,7 +32,7 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage bc-few {seed_dir}",
-        sections=("data", "model", "stage2", "offline"),
+        sections=("data", "model", "stage2", "offline.labels", "offline.steps"),
         reads=("train", "test"),
         applicable=needs_actions,
         policies=partial(clone_policies, _LABEL),

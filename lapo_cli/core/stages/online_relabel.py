@@ -65,8 +65,8 @@ def _clone(ctx: Context, folder: StageDir) -> dict[str, Any]:
     latents = latent_labels(ctx, idm, output_fingerprint(ctx, IDM), video, windows)
     decoder = Decoder(idm.quantizer.la_dim, ctx.env.require_actions()).to(ctx.compute.device)
     decoding.fit(decoder, *_random_play(ctx, idm), ctx.config.decoder, ctx.config.offline.steps)
-    # Many actions may do nothing: together random play takes them far more often than anyone does who wants something,
-    # and a decoder of its labels gives them that share of every frame that they explain at all.
+    # Several actions may do nothing. Random play takes them far more often than demonstrators do, so that its decoder
+    # gives them too much probability; a temperature below 1 reduces that.
     targets = decoded_targets(ctx, decoder, latents, windows, ctx.config.relabel.play_temperature)
     return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
 
@@ -94,7 +94,7 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage online-relabel {seed_dir}",
-        sections=("data", "model", "stage2", "decoder", "offline", "relabel", "online"),
+        sections=("data", "model", "stage2", "decoder", "offline.steps", "relabel", "online"),
         requires=(IDM, POLICY),
         reads=("train", "test"),
         applicable=needs_environment,

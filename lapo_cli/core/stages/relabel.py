@@ -44,7 +44,10 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage relabel {seed_dir}",
-        sections=("data", "model", "stage2", "decoder", "offline", "relabel"),
+        sections=(
+            *("data", "model", "stage2", "decoder", "offline"),
+            *("relabel.steps", "relabel.lr", "relabel.warm_start"),
+        ),
         requires=(IDM, POLICY),
         reads=("train", "test"),
         applicable=needs_actions,

@@ -39,7 +39,7 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage vpt {seed_dir}",
-        sections=("data", "model", "stage1", "stage2", "offline"),
+        sections=("data", "model", "stage1", "stage2", "offline.labels", "offline.steps"),
         reads=("train", "test"),
         applicable=needs_actions,
         policies=partial(clone_policies, _LABEL),

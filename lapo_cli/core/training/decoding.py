@@ -1,4 +1,4 @@
-"""Training of the decoder from latent to true actions, which both forms of stage 3 share (paper, section 4.3)."""
+"""Training of decoders from latent to true actions: the paper's MLP (section 4.3), and a linear one of few labels."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,8 @@ from torch import Tensor
 from lapo_cli.core.config import Config, DecoderConfig
 from lapo_cli.core.models.policy import Decoder
 
-_INTERCEPT_L2 = 0.1  # Enough to give an action that no label shows a finite logit; how common actions are is to show.
+# Small, so that biases follow how often actions occur; positive, so that an action without a label has a finite logit.
+_INTERCEPT_L2 = 0.1
 
 
 def reset(decoder: Decoder) -> None:
@@ -46,7 +47,7 @@ def fit(decoder: Decoder, latents: Tensor, actions: Tensor, config: DecoderConfi
 
 
 def fit_linear(latents: Tensor, actions: Tensor, num_actions: int, l2: float) -> torch.nn.Linear:
-    """Logistic regression from z_t to a_t, the one optimum of a convex objective; no seed, no step size.
+    """Logistic regression from z_t to a_t: the one optimum of a convex objective, whatever the seed.
 
     With a few labels for a hundred dimensions the MLP fits the labels exactly and is confident everywhere; the penalty
     is a Gaussian prior on the weights. It applies to z shifted and scaled, all of it by one number, to zero mean and
