@@ -190,7 +190,7 @@ def compare(contexts: list[Context], failures: list[Failure], folder: Path, only
             for (method, labels, env_steps), returns in pooled.items()
         ]
         rows += with_shares([*shown[:1], *_demonstrations(of_game[0]), *shown[1:]], RANDOM_POLICY, DEMONSTRATIONS)
-    notes = [*([_SHARE_NOTE] if any(row.share is not None for row in rows) else []), *_health(contexts)]
+    notes = [*_health(contexts), *([_SHARE_NOTE] if any(row.share is not None for row in rows) else [])]
     return Summary(with_mean_of_games(rows), by_seed, notes, failures, folder)
 
 
