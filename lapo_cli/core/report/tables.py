@@ -67,13 +67,13 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
     for run in runs:
         seeds = run.of(game)
         # All seeds of a game see the same demonstrations.
-        of = {key: found[: 1 if _recorded(found[0]) else None] for key, found in pooled(seeds).items()}
+        of = {key: found[: 1 if key[0] == DEMONSTRATIONS else None] for key, found in pooled(seeds).items()}
         estimates = {key: mean_return([policy.returns for policy in policies]) for key, policies in of.items()}
         means = {key: found.mean for key, found in estimates.items()}
         bounds = (means.get((RANDOM_POLICY, None, None)), means.get((DEMONSTRATIONS, None, None)))
         for key, policies in of.items():
             found = estimates[key]
-            stage = "expert" if _recorded(policies[0]) else policies[0].stage
+            stage = "expert" if key[0] == DEMONSTRATIONS else policies[0].stage
             rows.append(
                 PolicyRow(
                     run.name,
@@ -90,11 +90,6 @@ def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
                 )
             )
     return rows
-
-
-def _recorded(policy: Policy) -> bool:
-    """Whether these are the demonstrations."""
-    return not policy.stage and policy.order > 0
 
 
 def scores_of(run: RunResults, games: Sequence[str]) -> dict[Key, tuple[str, Returns]]:
