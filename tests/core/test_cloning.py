@@ -99,16 +99,23 @@ class _InterruptIn:
         pass
 
 
-@pytest.mark.parametrize("stage", ["bc-few", "vpt"])
-def test_clones_that_are_finished_are_kept_when_a_later_one_is_interrupted(
-    context: MakeContext, tmp_path: Path, stage: str
+@pytest.mark.parametrize(
+    ("stage", "interrupted"),
+    [
+        ("bc-few", ", 64 labels"),
+        ("vpt", "supervised inverse dynamics model, 64 labels"),
+        ("vpt", "VPT (supervised relabelling), 64 labels"),
+    ],
+)
+def test_what_is_finished_is_kept_when_something_later_is_interrupted(
+    context: MakeContext, tmp_path: Path, stage: str, interrupted: str
 ) -> None:
     words = ("stage2.steps=26", "offline.steps=26", "offline.labels=4,64", "model.policy_size=16")
     unbroken = context(*words)
     run(unbroken, stage)
     broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=tmp_path / "broken"))
     with pytest.raises(KeyboardInterrupt):
-        run(replace(broken, progress=_InterruptIn(", 64 labels")), stage)
+        run(replace(broken, progress=_InterruptIn(interrupted)), stage)
     first = broken.seed_dir.path / stage / "labels-4" / "model.safetensors"
     made = first.stat().st_mtime_ns
     assert broken.seed_dir.stage(stage).done() is None
@@ -119,6 +126,7 @@ def test_clones_that_are_finished_are_kept_when_a_later_one_is_interrupted(
         one, other = (safetensors.torch.load_file(file) for file in files)
         for name, value in one.items():
             assert torch.equal(value, other[name]), (count, name)
+    assert not list(broken.seed_dir.path.rglob("state.pt"))
 
 
 def test_baselines_are_trained_when_they_are_wanted_and_are_in_the_table(

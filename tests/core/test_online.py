@@ -204,6 +204,7 @@ def test_the_decoder_is_trained_at_the_scheduled_updates(trained: Context, monke
     assert trained.config.online.decoder_from == 100
     assert learnt == [*range(1, 13), 20, 40, 60, 80]
     assert sizes[-1] == 80 * 6  # all pairs so far
+    assert labeller.state_dict() == {"latents": [], "actions": []}  # once the decoder is final
 
 
 def _without_frames(rollout: Rollout) -> Rollout:

@@ -73,7 +73,8 @@ class _OnlineDecoder:
     def learn(self, rollout: Rollout, update: int, env_steps: int) -> None:
         """Label a rollout and, when it is time, train the decoder from scratch on all pairs so far."""
         config = self._config
-        if rollout.frames is None:
+        if rollout.frames is None:  # The decoder is final; checkpoints need not carry its pairs.
+            self._latents, self._actions = [], []
             return
         first = rollout.first.cpu().numpy()
         latents, actions = played_pairs(self._ctx, self._idm, rollout.frames, first, rollout.actions)
@@ -91,7 +92,7 @@ class _OnlineDecoder:
             decoding.fit(decoder, z, a, self._ctx.config.decoder, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """All pairs so far."""
+        """All pairs so far; none once the decoder is final."""
         return {"latents": self._latents, "actions": self._actions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

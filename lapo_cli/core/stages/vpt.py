@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import direct_agent_of
+from lapo_cli.core.training.checkpoints import build_supervised_idm, direct_agent_of, header
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import action_probabilities, train_inverse_dynamics
@@ -22,12 +23,23 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     order = labelled_frames(ctx, train)
     windows = train.video().windows(ctx.config.data.max_frames)
 
-    def targets(count: int) -> Targets:
+    def inferring(count: int) -> InverseDynamics:
         folder = StageDir(stage.path / f"idm-{count}")
-        torch.manual_seed(stage_seed(ctx, f"{_NAME}/idm-{count}"))
-        folder.begin({"labels": count}, fresh=False)
-        title = f"supervised inverse dynamics model, {count} labels"
-        idm, _ = train_inverse_dynamics(ctx, folder, title, train, order[:count], ctx.config.offline.steps)
+        if folder.done() is None:
+            torch.manual_seed(stage_seed(ctx, f"{_NAME}/{folder.name}"))
+            folder.begin({"labels": count}, fresh=False)
+            title = f"supervised inverse dynamics model, {count} labels"
+            idm, results = train_inverse_dynamics(ctx, folder, title, train, order[:count], ctx.config.offline.steps)
+            folder.save_weights({"idm": idm}, {**header(ctx, folder), "stage": _NAME})
+            folder.finish(results)
+        idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
+        folder.load_weights({"idm": idm})
+        ctx.compute.place(idm)
+        return idm
+
+    def targets(count: int) -> Targets:
+        with torch.random.fork_rng(devices=[]):  # The clone starts from the same weights if it is resumed after this.
+            idm = inferring(count)
         return with_true_actions(Targets(windows, action_probabilities(ctx, idm, train, windows)), train, order[:count])
 
     return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, ctx.config.stage2)
