@@ -26,14 +26,13 @@ from lapo_cli.core.data.batches import gather_windows
 from lapo_cli.core.data.clips import Clip, Findings, Frame, Preparation, read_clip
 from lapo_cli.core.data.store import Video
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.evaluation.evaluate import is_current
 from lapo_cli.core.files import atomic_path
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.stages.offline import load_decoders
 from lapo_cli.core.training.checkpoints import IDM, load_idm
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK, latent_actions
-from lapo_cli.core.training.stage import STAGES, output_fingerprint
+from lapo_cli.core.training.stage import is_current, output_fingerprint
 
 _OFFLINE = "offline"
 
@@ -104,7 +103,7 @@ def label_clip(ctx: Context, clip: Clip, preparation: Preparation, out: Path, *,
 def _decoder(ctx: Context, idm: InverseDynamicsModel) -> tuple[int | None, torch.nn.Module | None]:
     """The decoder from the most labelled frames, and how many these are; none where stage 3 is not finished."""
     folder = ctx.seed_dir.stage(_OFFLINE)
-    if not is_current(ctx, STAGES.get(_OFFLINE), folder):
+    if not is_current(ctx.seed_dir, _OFFLINE):
         return None, None
     return max(load_decoders(ctx, folder, idm.quantizer.la_dim).items())
 

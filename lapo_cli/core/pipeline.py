@@ -45,7 +45,7 @@ from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment
+from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment, sections_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def _require_shares(config: Config, stage: Stage) -> None:
     """Raise a UsageError if the processes cannot share a stage's batches evenly."""
     sections = stage.configure(config).model_dump()
     for section in stage.sections:
-        distributed.part(section_of(sections, section).get("batch_size", 0))
+        values = section_of(sections, section)
+        distributed.part(values.get("batch_size", 0) if isinstance(values, dict) else 0)
 
 
 def label(
@@ -284,7 +285,9 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
                 folder = ctx.seed_dir.stage(stage.name)
                 begun = folder.try_read_config()
                 config = stage.configure(run.config).model_dump(mode="json")
-                changed = any(section_of(config, name) != value for name, value in begun.get("config", {}).items())
+                changed = begun.get("config") != sections_of(stage, config) or (
+                    run.config.precision not in ("auto", begun.get("precision"))
+                )
                 if options.fresh or not begun or changed or again.intersection(stage.requires):
                     state = "run"
                     again.add(stage.name)

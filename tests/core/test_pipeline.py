@@ -179,6 +179,8 @@ def test_a_stage_whose_settings_changed_runs_again_and_so_do_those_that_use_it(
         RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper")
     changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", reconfigure=True)
     assert not _stage(changed, "idm", changed.seed_dir("maze", 0), options).skipped
+    with pytest.raises(MissingInputError, match=r"has been replaced since: run 'lapo train-policy"):
+        _stage(changed, "online", changed.seed_dir("maze", 0), options)
     assert not _stage(changed, "policy", changed.seed_dir("maze", 0), options).skipped
     stages = {folder.name for folder in (run.path / "maze" / "seed-0").iterdir() if folder.is_dir()}
     assert stages == {"idm", "idm.old-1", "policy", "policy.old-1"}
@@ -187,6 +189,20 @@ def test_a_stage_whose_settings_changed_runs_again_and_so_do_those_that_use_it(
     )
     assert _stage(unrelated, "idm", unrelated.seed_dir("maze", 0), options).skipped
     assert _stage(unrelated, "policy", unrelated.seed_dir("maze", 0), options).skipped
+    larger = RunDir.create(run.path, tiny("stage1.lr=1e-3", "model.policy_size=32"), "paper", reconfigure=True)
+    assert _stage(larger, "idm", larger.seed_dir("maze", 0), options).skipped
+    assert not _stage(larger, "policy", larger.seed_dir("maze", 0), options).skipped
+
+
+def test_a_plan_says_what_a_change_of_the_precision_repeats(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    options = Options("cpu", data_dir)
+    run = RunDir.create(tmp_path / "run", tiny("precision=fp32"), "paper")
+    _stage(run, "idm", run.seed_dir("maze", 0), options)
+    for precision, state in (("fp32", "done"), ("auto", "done"), ("bf16", "run")):
+        changed = RunDir.create(run.path, tiny(f"precision={precision}"), "paper", reconfigure=True)
+        assert plan(changed, ["maze"], [0], options)[0].state == state
 
 
 def test_a_stage_without_the_one_before_it_names_the_command(

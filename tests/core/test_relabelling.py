@@ -49,11 +49,14 @@ def test_clones_start_from_the_latent_policy_where_they_are_to(context: MakeCont
         assert close == warm, name
 
 
-def test_a_clone_of_another_size_cannot_start_from_the_latent_policy(context: MakeContext) -> None:
+@pytest.mark.parametrize("size", [{"policy_scale": 2}, {"policy_size": 32}])
+def test_a_clone_of_another_size_cannot_start_from_the_latent_policy(
+    context: MakeContext, size: dict[str, int]
+) -> None:
     ctx = context(*_SMALL, "relabel.warm_start=true")
     for name in ("idm", "policy"):
         run(ctx, name)
-    larger = ctx.config.model.model_copy(update={"policy_scale": 2})
+    larger = ctx.config.model.model_copy(update=size)
     with pytest.raises(UsageError, match="needs a network of its size"):
         run(replace(ctx, config=ctx.config.model_copy(update={"model": larger})), "relabel")
 

@@ -21,12 +21,12 @@ from lapo_cli.core.evaluation import sheets
 from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS, demonstrations
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games, with_shares
 from lapo_cli.core.files import atomic_write_json, read_json
-from lapo_cli.core.run_dir import Done, StageDir, fingerprint
+from lapo_cli.core.run_dir import Done, fingerprint
 from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.no_quantizer import NO_QUANTIZER
 from lapo_cli.core.training.rollout import Film, Filming, rollout, uniform
-from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_environment, stage_seed
+from lapo_cli.core.training.stage import STAGES, TrainedPolicy, is_current, needs_environment, stage_seed
 
 FOLDER = "evaluation"
 RANDOM_POLICY = "random policy"
@@ -80,7 +80,7 @@ def candidates(ctx: Context, only: str | None = None) -> list[Candidate]:
 def _of_stages(ctx: Context, only: str | None) -> Iterator[Candidate]:
     for stage in STAGES.values():
         folder = ctx.seed_dir.stage(stage.name)
-        if only in (None, stage.name) and is_current(ctx, stage, folder):
+        if only in (None, stage.name) and is_current(ctx.seed_dir, stage.name):
             done = folder.require_done(stage.command_for(ctx))
             for policy in stage.policies(ctx, folder):
                 yield Candidate(policy, policy_fingerprint(done, policy.name), stage.name, stage.order)
@@ -89,18 +89,6 @@ def _of_stages(ctx: Context, only: str | None) -> Iterator[Candidate]:
 def policy_fingerprint(done: Done, name: str) -> str:
     """Fingerprint of the weights of a finished stage's policy of that name."""
     return fingerprint([done["outputs"], done["key"], name])
-
-
-def is_current(ctx: Context, stage: Stage, folder: StageDir) -> bool:
-    """Whether a stage is finished, on outputs of earlier stages that are still those that are there."""
-    if folder.done() is None:
-        return False
-    inputs = folder.read_config().get("inputs", {})
-    for name in stage.requires:
-        made = ctx.seed_dir.stage(name).done()
-        if made is None or fingerprint(made["outputs"]) != inputs.get(name):
-            return False
-    return True
 
 
 def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:

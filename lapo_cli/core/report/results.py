@@ -24,6 +24,7 @@ from lapo_cli.core.files import read_json
 from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
+from lapo_cli.core.training.stage import is_current
 
 _T = TypeVar("_T")
 Reference = tuple[FiniteFloat | None, FiniteFloat | None]
@@ -391,7 +392,9 @@ def _is_current(folder: SeedDir, evaluation: _Evaluation) -> bool:
     if not evaluation["stage"]:
         return True
     done = folder.stage(evaluation["stage"]).done()
-    return done is not None and evaluate.policy_fingerprint(done, evaluation["name"]) == evaluation["fingerprint"]
+    if done is None or not is_current(folder, evaluation["stage"]):
+        return False
+    return evaluate.policy_fingerprint(done, evaluation["name"]) == evaluation["fingerprint"]
 
 
 def _policy(folder: SeedDir, found: _Evaluation) -> Policy:

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import direct_agent_of
+from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.cloning import clone, clone_policy, true_targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import labelled_frames
@@ -27,7 +27,7 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage bc {seed_dir}",
-        sections=("data", "model", "stage2"),
+        sections=("data.max_frames", "stage2", *POLICY_NETWORK),
         reads=("train", "test"),
         applicable=needs_actions,
         policies=partial(clone_policy, _LABEL),

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import direct_agent_of
+from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, true_targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
@@ -32,7 +32,7 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage bc-few {seed_dir}",
-        sections=("data", "model", "stage2", "offline.labels", "offline.steps"),
+        sections=("data.max_frames", "stage2", "offline.labels", "offline.steps", *POLICY_NETWORK),
         reads=("train", "test"),
         applicable=needs_actions,
         policies=partial(clone_policies, _LABEL),

@@ -15,7 +15,7 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import IDM, build_idm, build_world_model, header
+from lapo_cli.core.training.checkpoints import IDM, IDM_NETWORK, build_idm, build_world_model, header
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
@@ -186,7 +186,7 @@ _STAGE = STAGES.register(
         label="inverse dynamics model",
         run=train,
         command="lapo train-idm {game} --run-dir {run_dir} --seed {seed}",
-        sections=("data", "model", "stage1"),
+        sections=("data.max_frames", "model.world_model_base", "model.quantizer", "stage1", *IDM_NETWORK),
         reads=("train", "test"),
         order=10,
         parallel=True,

@@ -14,11 +14,10 @@ from lapo_cli.core.training.agents import Act, OfflineAgent
 from lapo_cli.core.training.checkpoints import IDM, POLICY, actions_of, header, load_idm, load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, labelled_pairs
-from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, needs_actions
+from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, held_out_sample, needs_actions
 
 _NAME = "offline"
 _LABEL = "LAPO decoded offline"
-_TEST_PAIRS = 4096
 
 
 def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
     idm = load_idm(ctx)
     loaders = [FrameLoader(store.video(), device, resident=False) for store in (train, test)]
     latents, actions = labelled_pairs(ctx, idm, train, order[: counts[-1]], loaders[0])
-    test_windows = test.labelled(test.video().windows())[:_TEST_PAIRS]
+    test_windows = held_out_sample(ctx, test.labelled(test.video().windows()))
     test_latents, test_actions = labelled_pairs(ctx, idm, test, test_windows, loaders[1])
     decoders, accuracy = {}, {}
     with ctx.progress.task(ctx.title("stage 3 offline: decoders"), len(counts), "decoder") as task:
@@ -87,7 +86,7 @@ STAGES.register(
         label=_LABEL,
         run=decode,
         command="lapo decode-offline {seed_dir}",
-        sections=("data", "model", "decoder", "offline"),
+        sections=("data.max_frames", "model", "decoder", "offline"),
         requires=(IDM, POLICY),
         reads=("train", "test"),
         applicable=needs_actions,

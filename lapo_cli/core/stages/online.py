@@ -10,7 +10,7 @@ from torch import Tensor
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training import decoding
-from lapo_cli.core.training.agents import LatentAgent
+from lapo_cli.core.training.agents import LAST_LAYERS, LatentAgent
 from lapo_cli.core.training.checkpoints import (
     IDM,
     POLICY,
@@ -27,6 +27,11 @@ from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.ppo import PPO, Rollout
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
+
+_DECODER = (
+    "decoder",
+    *(f"online.decoder_{name}" for name in ("from", "dense_until", "every", "until", "epochs")),
+)
 
 
 def _build_agent(about: Mapping[str, Any], compute: Compute, *, with_decoder: bool) -> LatentAgent:
@@ -110,7 +115,7 @@ def _register(name: str, label: str, init: str, *, with_decoder: bool, order: in
             label=label,
             run=partial(_finetune, with_decoder=with_decoder),
             command=f"lapo finetune-online {{seed_dir}} --init {init}",
-            sections=("model", "online", "decoder"),
+            sections=("model", "online.steps", "online.ppo", *LAST_LAYERS, *(_DECODER if with_decoder else ())),
             requires=(IDM, POLICY),
             applicable=needs_environment,
             policies=partial(agent_policy, label, build),

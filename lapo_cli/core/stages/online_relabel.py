@@ -16,7 +16,7 @@ from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.policy import Decoder
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training import decoding
-from lapo_cli.core.training.agents import ClonedAgent
+from lapo_cli.core.training.agents import LAST_LAYERS, ClonedAgent
 from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, load_idm
 from lapo_cli.core.training.cloning import clone
 from lapo_cli.core.training.context import Context
@@ -94,7 +94,10 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage online-relabel {seed_dir}",
-        sections=("data", "model", "stage2", "decoder", "offline.steps", "relabel", "online"),
+        sections=(
+            *("data.max_frames", "model", "stage2", "decoder", "offline.steps", "relabel"),
+            *("online.steps", "online.ppo", *LAST_LAYERS),
+        ),
         requires=(IDM, POLICY),
         reads=("train", "test"),
         applicable=needs_environment,

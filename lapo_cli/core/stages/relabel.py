@@ -45,7 +45,7 @@ STAGES.register(
         run=_run,
         command="lapo run-stage relabel {seed_dir}",
         sections=(
-            *("data", "model", "stage2", "decoder", "offline"),
+            *("data.max_frames", "model", "stage2", "decoder", "offline"),
             *("relabel.steps", "relabel.lr", "relabel.warm_start"),
         ),
         requires=(IDM, POLICY),

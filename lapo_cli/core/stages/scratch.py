@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import direct_agent_of, header
+from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of, header
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
@@ -32,7 +32,7 @@ STAGES.register(
         label=_LABEL,
         run=_train,
         command="lapo finetune-online {seed_dir} --init scratch",
-        sections=("model", "online"),
+        sections=("online.steps", "online.ppo", "online.scratch", *POLICY_NETWORK),
         applicable=needs_environment,
         policies=partial(agent_policy, _LABEL, direct_agent_of),
         build_agent=direct_agent_of,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import SUPERVISED_IDM
+from lapo_cli.core.training.checkpoints import IDM_NETWORK, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import train_inverse_dynamics
 from lapo_cli.core.training.latent_labels import labelled_frames
@@ -25,7 +25,7 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage supervised-idm {seed_dir}",
-        sections=("data", "model", "stage1"),
+        sections=("data.max_frames", "stage1", *IDM_NETWORK),
         reads=("train", "test"),
         applicable=needs_actions,
         in_chain="baselines",

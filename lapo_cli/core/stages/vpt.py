@@ -7,7 +7,13 @@ import torch
 
 from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import build_supervised_idm, direct_agent_of, header
+from lapo_cli.core.training.checkpoints import (
+    IDM_NETWORK,
+    POLICY_NETWORK,
+    build_supervised_idm,
+    direct_agent_of,
+    header,
+)
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import action_probabilities, train_inverse_dynamics
@@ -51,7 +57,10 @@ STAGES.register(
         label=_LABEL,
         run=_run,
         command="lapo run-stage vpt {seed_dir}",
-        sections=("data", "model", "stage1", "stage2", "offline.labels", "offline.steps"),
+        sections=(
+            *("data.max_frames", "stage1", "stage2", "offline.labels", "offline.steps"),
+            *(*IDM_NETWORK, *POLICY_NETWORK),
+        ),
         reads=("train", "test"),
         applicable=needs_actions,
         policies=partial(clone_policies, _LABEL),

@@ -32,6 +32,10 @@ class ParameterGroup:
     rate: Rate
 
 
+LAST_LAYERS = ("online.action_head", "online.value_head", "online.hidden")
+"""The settings of their training, for :attr:`Stage.sections`."""
+
+
 def _last_layers(config: OnlineConfig, action: nn.Module, value: nn.Module, hidden: nn.Module) -> list[ParameterGroup]:
     """Action head, value head and linear layer, each at its own rate (paper, appendix A)."""
     rates = ((action, config.action_head), (value, config.value_head), (hidden, config.hidden))

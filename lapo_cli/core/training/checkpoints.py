@@ -28,6 +28,12 @@ IDM = "idm"
 POLICY = "policy"
 SUPERVISED_IDM = "supervised-idm"
 
+IDM_NETWORK = ("model.frame_size", "model.idm_scale", "model.motion_init")
+"""The settings that :func:`build_supervised_idm` reads, for :attr:`Stage.sections`."""
+
+POLICY_NETWORK = ("model.policy_scale", "model.policy_size", "model.policy_trunk")
+"""The settings that :func:`direct_agent_of` reads, for :attr:`Stage.sections`."""
+
 
 def header(ctx: Context, stage: StageDir, **more: Any) -> dict[str, Any]:
     """Header of a weights file: which stage, game, seed and networks these are; ``more`` is JSON-like."""

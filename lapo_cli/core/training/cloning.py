@@ -92,7 +92,11 @@ def clone(
     agent = direct_agent_of(about, compute)
     policy = agent.policy
     if start is not None:
-        if [p.shape for p in start.trunk.parameters()] != [p.shape for p in policy.trunk.parameters()]:
+        shapes = [
+            [p.shape for part in (network.trunk, network.hidden) for p in part.parameters()]
+            for network in (start, policy)
+        ]
+        if shapes[0] != shapes[1]:
             raise UsageError(
                 "A clone that starts from the latent policy needs a network of its size: leave out the overrides of "
                 "model.policy_*, or add --set relabel.warm_start=false."

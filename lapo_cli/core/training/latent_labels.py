@@ -1,5 +1,6 @@
 """Latent actions of windows: on the fly, or of a whole data set, computed once and kept on disk."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -76,7 +77,7 @@ def played_pairs(
     )
     latents = [z.to(torch.float16) for z in latent_actions(ctx, idm, windows)]
     if not latents:  # No episode has three frames.
-        latents = [torch.empty(0, ctx.config.model.quantizer.la_dim, dtype=torch.float16, device=ctx.compute.device)]
+        latents = [torch.empty(0, idm.quantizer.la_dim, dtype=torch.float16, device=ctx.compute.device)]
     return torch.cat(latents), actions[torch.from_numpy(steps) + 1, torch.from_numpy(envs)]
 
 
@@ -97,7 +98,7 @@ def latent_labels(
 ) -> NDArray[np.float16]:
     """z_t before quantization of every window, (W, la_dim) float16, memory-mapped.
 
-    The labels are cached beside the frames under a key of the IDM and the video, the newest few of them.
+    The labels are cached beside the frames under a key of the IDM and the video; those used last are kept.
 
     Args:
         windows: (W,) centres.
@@ -109,7 +110,14 @@ def latent_labels(
     folder = ctx.data_dir / ctx.game / "latents"
     key = fingerprint([idm_fingerprint, video.fingerprint, len(windows), int(windows[-1]), ctx.compute.bf16])
     file = folder / f"{key}.npy"
-    distributed.on_main(lambda: None if file.exists() else _write(ctx, idm, video, windows, file))
+
+    def make_or_keep() -> None:
+        try:
+            os.utime(file)  # The files that are kept are those used last.
+        except FileNotFoundError:
+            _write(ctx, idm, video, windows, file)
+
+    distributed.on_main(make_or_keep)
     try:
         labels: NDArray[np.float16] = load_array(file, mapped=True)
         if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):
@@ -152,7 +160,7 @@ class _InOrder:
 
 
 def _drop_old(folder: Path) -> None:
-    """Keep the newest few; other processes may be writing here (under names with a dot) and dropping too."""
+    """Keep those used last; other processes may be writing here (under names with a dot) and dropping too."""
     ages = []
     for file in folder.glob("[!.]*.npy"):
         with suppress(FileNotFoundError):

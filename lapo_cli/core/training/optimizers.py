@@ -28,8 +28,9 @@ class Muon(torch.optim.AdamW):
     is 20 times that of the other parameters: the usual 0.02 where AdamW has 1e-3.
 
     Args:
-        parameters: kernels are those of four dimensions with 16 input channels or more; what has fewer sees the image
-            itself and is left to AdamW, as is usual with Muon.
+        parameters: kernels are those of four dimensions whose second one (the input channels, of a transposed
+            convolution the output channels) is 16 or more; smaller ones, such as those that see the image, are left to
+            AdamW.
         lr: of the other parameters.
         options: of AdamW.
     """

@@ -67,6 +67,10 @@ class RewardScaler:
         scaled: NDArray[np.float32] = (rewards / np.sqrt(self._variance + 1e-8)).clip(-10, 10).astype(np.float32)
         return scaled
 
+    def start_episodes(self) -> None:
+        """Forget the rewards of the present episodes, which will not be continued."""
+        self._returns[:] = 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """Plain types."""
         return {
@@ -228,6 +232,7 @@ class PPO:
         self.env_steps = state["env_steps"]
         if not self.resumes_exactly:
             self._episode[:] = 0
+            self._scaler.start_episodes()
             return
         for env, states in zip(self._envs, state["envs"], strict=True):
             env.set_state(states)

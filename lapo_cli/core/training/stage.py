@@ -18,9 +18,9 @@ from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import PLUGIN_SECTIONS, Config, Section, section_of
 from lapo_cli.core.data.store import SPLITS, Split
-from lapo_cli.core.errors import UsageError
+from lapo_cli.core.errors import MissingInputError, UsageError
 from lapo_cli.core.registry import Registry
-from lapo_cli.core.run_dir import StageDir, fingerprint
+from lapo_cli.core.run_dir import SeedDir, StageDir, fingerprint
 from lapo_cli.core.training.agents import Act, Agent
 from lapo_cli.core.training.context import Context
 
@@ -155,7 +155,6 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
     if reason is not None:
         raise UsageError(f"Stage '{stage.name}' cannot be run: {reason}.")
     config = stage.configure(ctx.config).model_dump(mode="json")
-    own = () if stage.config is None else (f"plugins.{stage.name}",)
     inputs = {name: output_fingerprint(ctx, name) for name in stage.requires}
     inputs |= {split: ctx.open_store(split).manifest.fingerprint for split in stage.reads}
     return {
@@ -164,17 +163,19 @@ def stage_key(ctx: Context, stage: Stage) -> dict[str, Any]:
         "seed": ctx.seed_dir.seed,
         "inputs": inputs,
         "precision": "bf16" if ctx.compute.bf16 else "fp32",
-        "config": {section: section_of(config, section) for section in (*stage.sections, *own)},
+        "config": sections_of(stage, config),
     }
 
 
-def output_fingerprint(ctx: Context, name: str) -> str:
-    """Fingerprint of what a finished stage made.
+def sections_of(stage: Stage, config: dict[str, Any]) -> dict[str, Any]:
+    """Name -> content of the sections of a dumped configuration that a stage depends on, its own included."""
+    own = () if stage.config is None else (f"plugins.{stage.name}",)
+    return {section: section_of(config, section) for section in (*stage.sections, *own)}
 
-    Raises:
-        MissingInputError: it is not finished; the message names the command.
-    """
-    return ctx.seed_dir.stage(name).output_fingerprint(STAGES.get(name).command_for(ctx))
+
+def output_fingerprint(ctx: Context, name: str) -> str:
+    """Fingerprint of what a finished stage made; raises as :func:`require_stage`."""
+    return require_stage(ctx, name).output_fingerprint(name)
 
 
 def run_stage(ctx: Context, stage: Stage) -> StageResult:
@@ -217,11 +218,30 @@ def require_stage(ctx: Context, name: str) -> StageDir:
     """The folder of a finished stage.
 
     Raises:
-        MissingInputError: it is not finished; the message names the command.
+        MissingInputError: it is not finished, or what it was made from has been replaced since; the message names the
+            command.
     """
-    folder = ctx.seed_dir.stage(name)
-    folder.require_done(STAGES.get(name).command_for(ctx))
+    folder, command = ctx.seed_dir.stage(name), STAGES.get(name).command_for(ctx)
+    folder.require_done(command)
+    if not is_current(ctx.seed_dir, name):
+        raise MissingInputError(
+            f"Stage '{name}' in {folder.path.parent} was made from a stage that has been replaced since: run "
+            f"'{command}' first."
+        )
     return folder
+
+
+def is_current(seed_dir: SeedDir, name: str) -> bool:
+    """Whether a stage is finished, and the stages that it was made from are still there and current themselves."""
+    folder = seed_dir.stage(name)
+    if folder.done() is None:
+        return False
+    for earlier, made in folder.read_config().get("inputs", {}).items():
+        if earlier in SPLITS:  # Policies are what they are, whether or not their frames are still there.
+            continue
+        if not is_current(seed_dir, earlier) or seed_dir.stage(earlier).output_fingerprint(earlier) != made:
+            return False
+    return True
 
 
 def stage_seed(ctx: Context, purpose: str) -> int:
