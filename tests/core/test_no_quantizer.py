@@ -54,7 +54,7 @@ def test_the_ablation_depends_on_the_size_of_the_latent_actions_alone(context: C
     words = ((), ("model.quantizer.commitment=0.5",), ("model.quantizer.codebooks=1",))
     same, other, smaller = (stage_key(context(*of), STAGES.get("idm-no-quantizer")) for of in words)
     assert same == other
-    assert same["config"]["model"]["quantizer"] == {"kind": "none", "size": context().config.model.quantizer.la_dim}
+    assert same["config"]["model.quantizer"] == {"kind": "none", "size": context().config.model.quantizer.la_dim}
     assert same != smaller
 
 
