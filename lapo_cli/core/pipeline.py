@@ -288,7 +288,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
                 changed = begun.get("config") != sections_of(stage, config) or (
                     run.config.precision not in ("auto", begun.get("precision"))
                 )
-                if options.fresh or not begun or changed or again.intersection(stage.requires):
+                if options.fresh or changed or again.intersection(stage.requires):
                     state = "run"
                     again.add(stage.name)
                 else:

@@ -24,7 +24,7 @@ from lapo_cli.core.training.latent_labels import latent_labels, played_pairs
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.relabelling import clone_settings, decoded_targets
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, output_fingerprint, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, output_fingerprint, run_part, stage_seed
 
 _NAME = "online-relabel"
 _LABEL = "LAPO relabelled online, then PPO"
@@ -33,10 +33,7 @@ _LABEL = "LAPO relabelled online, then PPO"
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config, before = ctx.config.online, _play_steps(ctx) * ctx.config.online.ppo.num_envs
     cloned = StageDir(stage.path / "clone")
-    if cloned.done() is None:
-        torch.manual_seed(stage_seed(ctx, cloned.name))
-        cloned.begin({}, fresh=False)
-        cloned.finish(_clone(ctx, cloned))
+    of_clone = run_part(ctx, cloned, cloned.name, {}, lambda: _clone(ctx, cloned))
     torch.manual_seed(stage_seed(ctx, stage.name))  # Whether or not the clone was finished before.
     start = direct_agent_of(header(ctx, cloned), ctx.compute)
     cloned.load_weights({"agent": start})
@@ -50,7 +47,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
         pass
     results = training.results()
     stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
-    return {**results, "clone": cloned.require_done(_NAME)["results"]}
+    return {**results, "clone": of_clone}
 
 
 def _play_steps(ctx: Context) -> int:

@@ -18,7 +18,7 @@ from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_polici
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import action_probabilities, train_inverse_dynamics
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
-from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, run_part
 
 _NAME = "vpt"
 _LABEL = "VPT (supervised relabelling)"
@@ -31,13 +31,14 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
     def inferring(count: int) -> InverseDynamics:
         folder = StageDir(stage.path / f"idm-{count}")
-        if folder.done() is None:
-            torch.manual_seed(stage_seed(ctx, f"{_NAME}/{folder.name}"))
-            folder.begin({"labels": count}, fresh=False)
+
+        def work() -> dict[str, Any]:
             title = f"supervised inverse dynamics model, {count} labels"
             idm, results = train_inverse_dynamics(ctx, folder, title, train, order[:count], ctx.config.offline.steps)
             folder.save_weights({"idm": idm}, {**header(ctx, folder), "stage": _NAME})
-            folder.finish(results)
+            return results
+
+        run_part(ctx, folder, f"{_NAME}/{folder.name}", {"labels": count}, work)
         idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
         folder.load_weights({"idm": idm})
         ctx.compute.place(idm)

@@ -24,7 +24,7 @@ from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
 from lapo_cli.core.training.optimizers import build_optimizer
-from lapo_cli.core.training.stage import TrainedPolicy, held_out_sample, stage_seed
+from lapo_cli.core.training.stage import TrainedPolicy, held_out_sample, run_part, stage_seed
 
 _PRESENT = (0,)
 
@@ -167,15 +167,16 @@ def clone_for_each(
     Returns:
         ``by_labels``: number of labels -> what :func:`clone` returns.
     """
-    results = {}
-    for count in counts:
+
+    def of(count: int) -> dict[str, Any]:
         folder = StageDir(stage.path / f"labels-{count}")
-        if folder.done() is None:
-            torch.manual_seed(stage_seed(ctx, f"{stage.name}/{count}"))
-            folder.begin({"labels": count}, fresh=False)
-            folder.finish(clone(ctx, stage.name, folder, f"{title}, {count} labels", targets(count), config, start))
-        results[str(count)] = folder.require_done(stage.name)["results"]
-    return {"by_labels": results}
+
+        def work() -> dict[str, Any]:
+            return clone(ctx, stage.name, folder, f"{title}, {count} labels", targets(count), config, start)
+
+        return run_part(ctx, folder, f"{stage.name}/{count}", {"labels": count}, work)
+
+    return {"by_labels": {str(count): of(count) for count in counts}}
 
 
 def clone_policy(method: str, ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:

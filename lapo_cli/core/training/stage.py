@@ -244,6 +244,23 @@ def is_current(seed_dir: SeedDir, name: str) -> bool:
     return True
 
 
+def run_part(
+    ctx: Context, folder: StageDir, purpose: str, key: Mapping[str, Any], work: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Do a part of a stage in a folder of its own unless it is finished there, and return its results.
+
+    Args:
+        purpose: seeds its random numbers, see :func:`stage_seed`.
+        key: what tells it from the stage's other parts.
+        work: does it and returns numbers to report.
+    """
+    if folder.done() is None:
+        torch.manual_seed(stage_seed(ctx, purpose))
+        folder.begin(key, fresh=False)
+        folder.finish(work())
+    return folder.require_done("this command")["results"]
+
+
 def stage_seed(ctx: Context, purpose: str) -> int:
     """A seed of its own for every game, seed and purpose, so that no two share a stream of random numbers."""
     text = f"{ctx.game}/{ctx.seed_dir.seed}/{purpose}"
