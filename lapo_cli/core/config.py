@@ -248,12 +248,17 @@ class RelabelConfig(Section):
         default=False, description="Start from the trunk of the latent policy; false: from random weights, as LAPO+."
     )
     env_steps: int = Field(
-        8192, ge=1, description="Environment steps of random play whose actions are the labels of the online variant."
+        32_768,
+        ge=1,
+        description="Online variant: environment steps of random play, whose actions are its labels; kept in memory.",
+    )
+    idm_steps: int = Field(
+        2_000, ge=1, description="Online variant: updates of the inverse dynamics model on random play, as in stage 1."
     )
     play_temperature: float = Field(
         1.0,
         ge=0.01,
-        description="Divides the logits of the decoder of random play; below 1, its clone acts less at random.",
+        description="Divides the logits of that model for the clone's targets; below 1, the clone acts less at random.",
     )
 
 

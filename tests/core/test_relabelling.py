@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,31 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
 from lapo_cli.core.config import Config
-from lapo_cli.core.errors import UsageError
+from lapo_cli.core.data.batches import gather_windows
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
+from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
+from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
-from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.stages import online_relabel, relabel
+from lapo_cli.core.training.checkpoints import build_supervised_idm
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.inverse_dynamics import LabelledFrames, inferred_targets
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
 from lapo_cli.core.training.relabelling import decoded_targets
+from lapo_cli.core.training.stage import stage_seed
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
-_SMALL = ("model.policy_size=16", "relabel.env_steps=256", "relabel.steps=30", "relabel.lr=1e-9", "stage2.lr_start=0")
+_SMALL = (
+    *("model.policy_size=16", "relabel.env_steps=256", "relabel.idm_steps=30"),
+    *("relabel.steps=30", "relabel.lr=1e-9", "stage2.lr_start=0"),
+)
 
 
 def _weights(ctx: Context, folder: str) -> dict[str, torch.Tensor]:
@@ -62,13 +72,16 @@ def test_a_clone_of_another_size_cannot_start_from_the_latent_policy(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_targets_are_the_decoded_probabilities_at_a_temperature(context: MakeContext, temperature: float) -> None:
+def test_targets_are_the_inferred_probabilities_at_a_temperature(context: MakeContext, temperature: float) -> None:
+    ctx = context()
     torch.manual_seed(0)
-    decoder = torch.nn.Linear(8, 5)
-    latents = np.random.default_rng(0).normal(size=(7, 8)).astype(np.float16)
-    found = decoded_targets(context(), decoder, latents, np.arange(7), temperature)
-    with torch.no_grad():
-        powers = decoder(torch.from_numpy(latents).float()).exp() ** (1 / temperature)
+    idm = build_supervised_idm(ctx.config.model, 15).requires_grad_(False)
+    video = ctx.open_store("train").video()
+    windows = video.windows(640)
+    found = inferred_targets(ctx, idm, video, windows, temperature)
+    frames = torch.from_numpy(gather_windows(video.frames, windows))
+    powers = idm.infer(normalize(frames, idm.size)).exp() ** (1 / temperature)
+    assert np.array_equal(found.windows, windows)
     assert np.allclose(found.actions, powers / powers.sum(1, keepdim=True), atol=1e-3)
 
 
@@ -106,13 +119,82 @@ def test_a_clone_of_random_play_takes_the_configured_temperature(
 
     def targets(*args: Any) -> Targets:
         seen.append(args[-1])
-        return decoded_targets(*args)
+        return inferred_targets(*args)
 
-    monkeypatch.setattr(online_relabel, "decoded_targets", targets)
+    monkeypatch.setattr(online_relabel, "inferred_targets", targets)
     ctx = context(*_SMALL, "relabel.play_temperature=0.25", "online.steps=384")
     for name in ("idm", "policy", "online-relabel"):
         run(ctx, name)
     assert seen == [0.25]
+
+
+def test_random_play_is_labelled_with_the_actions_that_led_from_frame_to_frame(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[LabelledFrames] = []
+
+    def train(ctx: Context, stage: str, folder: StageDir, title: str, frames: LabelledFrames, *args: Any) -> Any:
+        played.append(frames)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(online_relabel, "train_inverse_dynamics", train)
+    ctx = context(*_SMALL, "relabel.env_steps=1024")
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    with pytest.raises(KeyboardInterrupt):
+        run(ctx, "online-relabel")
+    (play,), num_envs = played, ctx.config.online.ppo.num_envs
+    frames = play.video.frames.reshape(num_envs, -1, *play.video.frames.shape[1:])
+    actions = play.actions.reshape(num_envs, -1)
+    with closing(ctx.env.make_envs(num_envs, stage_seed(ctx, "random play"))) as envs:
+        centres = []
+        previous = np.ones(num_envs, np.bool_)
+        for step in range(frames.shape[1]):
+            _, shown, first = envs.observe()
+            assert np.array_equal(frames[:, step], shown)
+            if step >= 2:
+                centres += [n * frames.shape[1] + step - 1 for n in np.flatnonzero(~previous & ~first)]
+            previous = first.copy()
+            envs.act(actions[:, step])
+    assert frames.shape[1] == 1024 // num_envs + 1
+    assert sorted(centres) == play.windows.tolist()
+
+
+def test_the_model_of_random_play_starts_from_the_trunk_of_stage_1(context: MakeContext) -> None:
+    """At a learning rate of nothing it stays where it starts."""
+    still = [f"stage1.{key}=1e-9" for key in ("lr", "lr_start", "lr_end")]
+    ctx = context(*_SMALL, "online.steps=384", *still, "stage1.weight_decay=0")
+    for name in ("idm", "policy", "online-relabel"):
+        run(ctx, name)
+    start, tuned = _weights(ctx, "idm"), _weights(ctx, "online-relabel/idm")
+    for name in ("trunk.convs.0.weight", "trunk.convs.11.conv1.bias"):
+        assert torch.allclose(tuned[f"idm.{name}"], start[f"idm.{name}"], atol=1e-5), name
+
+
+class _Restless(VecEnv):
+    """Begins an episode in every step."""
+
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self._n = num_envs
+
+    def observe(self) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]:
+        frames = np.zeros((self._n, 64, 64, 3), np.uint8)
+        return np.zeros(self._n, np.float32), frames, np.ones(self._n, np.bool_)
+
+    def act(self, actions: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_play_without_three_frames_in_a_row_is_an_error(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = context(*_SMALL)
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    monkeypatch.setitem(ENVIRONMENTS._items, "maze", EnvSpec("maze", 15, make=_Restless))
+    with pytest.raises(BrokenEnvironmentError, match="lasts for three frames"):
+        run(replace(ctx), "online-relabel")
 
 
 def test_ppo_continues_with_the_last_layers_of_the_clone(context: MakeContext) -> None:
@@ -149,7 +231,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("during", ["clone of what", "between", "stage 3 online-relabel"])
+@pytest.mark.parametrize("during", ["model of random play", "clone of what", "between", "stage 3 online-relabel"])
 def test_an_interrupted_run_ends_as_an_unbroken_one(
     context: MakeContext, tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +250,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
         run(replace(broken, progress=_Interrupt(during)), "online-relabel")
     monkeypatch.undo()
     run(broken, "online-relabel")
-    for folder in ("online-relabel/clone", "online-relabel"):
+    for folder in ("online-relabel/idm", "online-relabel/clone", "online-relabel"):
         one, other = _weights(unbroken, folder), _weights(broken, folder)
         for name, value in one.items():
             assert torch.equal(value, other[name]), (folder, name)
@@ -177,7 +259,8 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
 def test_stages_that_the_configuration_names_are_in_the_chain_and_the_table(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
-    config = tiny("extra_stages=relabel,online-relabel", "relabel.env_steps=256", "relabel.steps=3", "online.steps=384")
+    few = ("relabel.env_steps=256", "relabel.idm_steps=3", "relabel.steps=3", "online.steps=384")
+    config = tiny("extra_stages=relabel,online-relabel", *few)
     made = RunDir.create(tmp_path / "run", config, "paper")
     titles = [row.title for row in run_all(made, ["maze"], [0], Options("cpu", data_dir), Silent()).rows]
     assert "LAPO relabelled and cloned, 64 labelled frames" in titles

@@ -1,7 +1,7 @@
 """Stage 3, online, by relabelling: learn from the agent's own play what the video's actions are, clone them, then PPO.
 
-A little random play gives labelled transitions for nothing: a decoder that is trained on their latent actions labels
-the whole video, and a clone of it is where PPO starts (the order of BCV-LR, arXiv:2512.21586).
+Random play gives labelled transitions for nothing. Stage 1's inverse dynamics model, fine-tuned on them, labels the
+whole video, and a clone of it is where PPO starts (the order of BCV-LR, arXiv:2512.21586).
 """
 
 from contextlib import closing
@@ -10,21 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.models.policy import Decoder
+from lapo_cli.core.data.store import Video
+from lapo_cli.core.errors import BrokenEnvironmentError
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import LAST_LAYERS, ClonedAgent
 from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, load_idm
 from lapo_cli.core.training.cloning import clone
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import latent_labels, played_pairs
+from lapo_cli.core.training.inverse_dynamics import (
+    LabelledFrames,
+    inferred_targets,
+    load_inverse_dynamics,
+    train_inverse_dynamics,
+)
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
-from lapo_cli.core.training.relabelling import clone_settings, decoded_targets
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, output_fingerprint, run_part, stage_seed
+from lapo_cli.core.training.relabelling import clone_settings
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, run_part, stage_seed
 
 _NAME = "online-relabel"
 _LABEL = "LAPO relabelled online, then PPO"
@@ -32,8 +35,9 @@ _LABEL = "LAPO relabelled online, then PPO"
 
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config, before = ctx.config.online, _play_steps(ctx) * ctx.config.online.ppo.num_envs
-    cloned = StageDir(stage.path / "clone")
-    of_clone = run_part(ctx, cloned, cloned.name, {}, lambda: _clone(ctx, cloned))
+    idm, cloned = StageDir(stage.path / "idm"), StageDir(stage.path / "clone")
+    of_idm = run_part(ctx, idm, f"{_NAME}/idm", {}, lambda: _learn_actions(ctx, idm))
+    of_clone = run_part(ctx, cloned, cloned.name, {}, lambda: _clone(ctx, idm, cloned))
     torch.manual_seed(stage_seed(ctx, stage.name))  # Whether or not the clone was finished before.
     start = direct_agent_of(header(ctx, cloned), ctx.compute)
     cloned.load_weights({"agent": start})
@@ -47,7 +51,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
         pass
     results = training.results()
     stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
-    return {**results, "clone": of_clone}
+    return {**results, "idm": of_idm, "clone": of_clone}
 
 
 def _play_steps(ctx: Context) -> int:
@@ -55,34 +59,52 @@ def _play_steps(ctx: Context) -> int:
     return max(3, ctx.config.relabel.env_steps // ctx.config.online.ppo.num_envs)
 
 
-def _clone(ctx: Context, folder: StageDir) -> dict[str, Any]:
+def _learn_actions(ctx: Context, folder: StageDir) -> dict[str, Any]:
+    title = "inverse dynamics model of random play"
+    played, steps = _random_play(ctx), ctx.config.relabel.idm_steps
+    return train_inverse_dynamics(ctx, _NAME, folder, title, played, steps, load_idm(ctx))
+
+
+def _clone(ctx: Context, idm: StageDir, folder: StageDir) -> dict[str, Any]:
     video = ctx.open_store("train").video()
     windows = video.windows(ctx.config.data.max_frames)
-    idm = load_idm(ctx)
-    latents = latent_labels(ctx, idm, output_fingerprint(ctx, IDM), video, windows)
-    decoder = Decoder(idm.quantizer.la_dim, ctx.env.require_actions()).to(ctx.compute.device)
-    decoding.fit(decoder, *_random_play(ctx, idm), ctx.config.decoder, ctx.config.offline.steps)
-    # Several actions may do nothing. Random play takes them far more often than demonstrators do, so that its decoder
+    # Several actions may do nothing. Random play takes them far more often than demonstrators do, so that its model
     # gives them too much probability; a temperature below 1 reduces that.
-    targets = decoded_targets(ctx, decoder, latents, windows, ctx.config.relabel.play_temperature)
+    temperature = ctx.config.relabel.play_temperature
+    targets = inferred_targets(ctx, load_inverse_dynamics(ctx, idm), video, windows, temperature)
     return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
 
 
-def _random_play(ctx: Context, idm: InverseDynamicsModel) -> tuple[Tensor, Tensor]:
-    """z (P, la_dim) and actions (P,) of random play, on the device."""
+def _random_play(ctx: Context) -> LabelledFrames:
+    """Uniformly random actions and what they lead to, in memory; one environment's frames after another's.
+
+    Raises:
+        BrokenEnvironmentError: no episode lasts for three frames.
+    """
     steps, num_envs = _play_steps(ctx), ctx.config.online.ppo.num_envs
     seed = stage_seed(ctx, "random play")
-    actions = np.random.default_rng(seed).integers(0, ctx.env.require_actions(), (steps, num_envs))
-    frames, first = [], []
-    with closing(ctx.env.make_envs(num_envs, seed)) as envs:
+    actions = np.random.default_rng(seed).integers(0, ctx.env.require_actions(), (num_envs, steps + 1), np.uint8)
+    first = np.ones((num_envs, steps + 1), np.bool_)
+    with (
+        closing(ctx.env.make_envs(num_envs, seed)) as envs,
+        ctx.progress.task(ctx.title("random play"), steps * num_envs, "environment step") as task,
+    ):
+        frames = np.empty((num_envs, steps + 1, *envs.observe()[1].shape[1:]), np.uint8)
         for step in range(steps + 1):
-            _, frame, begins = envs.observe()
-            frames.append(frame.copy())
-            first.append(begins.copy())
+            _, frames[:, step], begins = envs.observe()
+            if step:  # Each environment's first frame follows no other.
+                first[:, step] = begins
             if step < steps:
-                envs.act(actions[step])
-    true = torch.from_numpy(actions).to(ctx.compute.device)
-    return played_pairs(ctx, idm, np.stack(frames), np.stack(first), true)
+                envs.act(actions[:, step])
+                task.update((step + 1) * num_envs)
+    video = Video(frames.reshape(-1, *frames.shape[2:]), first.reshape(-1), f"random play of seed {seed}")
+    windows = video.windows()
+    if len(windows) == 0:
+        raise BrokenEnvironmentError(
+            f"No episode of random play in {ctx.game} lasts for three frames, so nothing shows what actions do: give "
+            "it longer episodes, or use lapo finetune-online."
+        )
+    return LabelledFrames(video, actions.reshape(-1), windows)
 
 
 STAGES.register(
@@ -92,7 +114,7 @@ STAGES.register(
         run=_run,
         command="lapo run-stage online-relabel {seed_dir}",
         sections=(
-            *("data.max_frames", "model", "stage2", "decoder", "offline.steps", "relabel"),
+            *("data.max_frames", "model", "stage1", "stage2", "relabel"),
             *("online.steps", "online.ppo", *LAST_LAYERS),
         ),
         requires=(IDM, POLICY),

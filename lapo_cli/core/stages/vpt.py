@@ -7,16 +7,15 @@ import torch
 
 from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import (
-    IDM_NETWORK,
-    POLICY_NETWORK,
-    build_supervised_idm,
-    direct_agent_of,
-    header,
-)
+from lapo_cli.core.training.checkpoints import IDM_NETWORK, POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.inverse_dynamics import action_probabilities, train_inverse_dynamics
+from lapo_cli.core.training.inverse_dynamics import (
+    LabelledFrames,
+    inferred_targets,
+    load_inverse_dynamics,
+    train_inverse_dynamics,
+)
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, run_part
 
@@ -26,28 +25,26 @@ _LABEL = "VPT (supervised relabelling)"
 
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     train = ctx.open_store("train")
+    assert train.actions is not None
+    video, actions = train.video(), train.actions
     order = labelled_frames(ctx, train)
-    windows = train.video().windows(ctx.config.data.max_frames)
+    windows = video.windows(ctx.config.data.max_frames)
 
     def inferring(count: int) -> InverseDynamics:
         folder = StageDir(stage.path / f"idm-{count}")
 
         def work() -> dict[str, Any]:
             title = f"supervised inverse dynamics model, {count} labels"
-            idm, results = train_inverse_dynamics(ctx, folder, title, train, order[:count], ctx.config.offline.steps)
-            folder.save_weights({"idm": idm}, {**header(ctx, folder), "stage": _NAME})
-            return results
+            frames = LabelledFrames(video, actions, order[:count])
+            return train_inverse_dynamics(ctx, _NAME, folder, title, frames, ctx.config.offline.steps)
 
         run_part(ctx, folder, f"{_NAME}/{folder.name}", {"labels": count}, work)
-        idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
-        folder.load_weights({"idm": idm})
-        ctx.compute.place(idm)
-        return idm
+        return load_inverse_dynamics(ctx, folder)
 
     def targets(count: int) -> Targets:
         with torch.random.fork_rng(devices=[]):  # The clone starts from the same weights if it is resumed after this.
             idm = inferring(count)
-        return with_true_actions(Targets(windows, action_probabilities(ctx, idm, train, windows)), train, order[:count])
+        return with_true_actions(inferred_targets(ctx, idm, video, windows), train, order[:count])
 
     return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, ctx.config.stage2)
 

@@ -1,6 +1,7 @@
 """Supervised inverse dynamics: a model of stage 1's trunk and budget that is trained on true actions."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
-from lapo_cli.core.data.store import FrameStore
+from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamics
-from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import build_supervised_idm
+from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
+from lapo_cli.core.training.checkpoints import actions_of, build_supervised_idm, header, model_of
+from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
@@ -23,36 +25,60 @@ from lapo_cli.core.training.probe import split_by_episode
 from lapo_cli.core.training.stage import stage_seed
 
 
+@dataclass(frozen=True)
+class LabelledFrames:
+    """Frames whose true action is known.
+
+    Attributes:
+        video: the frames.
+        actions: (N,) of all of them, integers; only those at ``windows`` need be known.
+        windows: labelled centres (W,), in any order.
+    """
+
+    video: Video
+    actions: NDArray[np.uint8]
+    windows: NDArray[np.int64]
+
+
 def train_inverse_dynamics(
-    ctx: Context, folder: StageDir, title: str, store: FrameStore, windows: NDArray[np.int64], steps: int
-) -> tuple[InverseDynamics, dict[str, Any]]:
-    """Train on the true actions of these windows by cross-entropy, as stage 1 is trained.
+    ctx: Context,
+    stage: str,
+    folder: StageDir,
+    title: str,
+    frames: LabelledFrames,
+    steps: int,
+    start: InverseDynamics | None = None,
+) -> dict[str, Any]:
+    """Train on the true actions of these frames by cross-entropy, as stage 1 is trained, and save it in ``folder``.
 
     Args:
-        folder: of checkpoints and metrics.
+        stage: name of the stage that ``folder`` belongs to.
         title: shown beside the progress bar.
-        windows: labelled centres (W,).
+        frames: what it learns from.
         steps: updates; the learning rate decays over them.
+        start: a model whose trunk it starts from; else its weights are random.
 
     Returns:
-        The model, frozen, and its ``val/accuracy`` on the pairs that the probe of stage 1 is tested on, if any.
+        The number of ``steps``, and ``val/accuracy`` on the pairs that the probe of stage 1 is tested on, if any.
     """
-    assert store.actions is not None
     config, compute = ctx.config.stage1.of_steps(steps), ctx.compute
+    about = {**header(ctx, folder), "stage": stage}
     idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
+    if start is not None:
+        idm.trunk.load_state_dict(start.trunk.state_dict())
     compute.place(idm)
     optimizer = build_optimizer(idm.parameters(), config)
     state: dict[str, Stateful] = {"idm": idm, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/actions", "val/accuracy"))
-    sampler = BatchSampler(np.sort(windows), config.batch_size, stage_seed(ctx, "windows"))
-    batches = FrameLoader(store.video(), compute.device).batches(sampler, loop.start, steps - loop.start)
+    sampler = BatchSampler(np.sort(frames.windows), config.batch_size, stage_seed(ctx, "windows"))
+    batches = FrameLoader(frames.video, compute.device).batches(sampler, loop.start, steps - loop.start)
     held_out = ctx.open_store("test")
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
         with compute.autocast():
             logits = idm.infer(normalize(next(batches), idm.size)).float()
-        true = torch.from_numpy(store.actions[sampler.indices(step)].astype(np.int64)).to(compute.device)
+        true = torch.from_numpy(frames.actions[sampler.indices(step)].astype(np.int64)).to(compute.device)
         loss = F.cross_entropy(logits, true)
         optimizer.zero_grad()
         loss.backward()
@@ -62,25 +88,38 @@ def train_inverse_dynamics(
         if (step + 1) % config.eval_every == 0 or step + 1 == steps:
             latest = _accuracy(ctx, idm, held_out)
             loop.log(step, latest)
-    idm.requires_grad_(False)
-    return idm, {"steps": steps, **(latest or _accuracy(ctx, idm, held_out))}
+    folder.save_weights({"idm": idm}, about)
+    return {"steps": steps, **(latest or _accuracy(ctx, idm, held_out))}
 
 
-def action_probabilities(
-    ctx: Context, idm: InverseDynamics, store: FrameStore, windows: NDArray[np.int64]
-) -> NDArray[np.float16]:
-    """The probabilities that the model gives the actions at these windows (W,): (W, num_actions) float16."""
+def load_inverse_dynamics(ctx: Context, folder: StageDir) -> InverseDynamics:
+    """What :func:`train_inverse_dynamics` saved, frozen."""
+    about = read_about(folder.path / WEIGHTS)
+    idm = build_supervised_idm(model_of(about), actions_of(about))
+    folder.load_weights({"idm": idm})
+    ctx.compute.place(idm)
+    return idm.requires_grad_(False)
+
+
+def inferred_targets(
+    ctx: Context, idm: InverseDynamics, video: Video, windows: NDArray[np.int64], temperature: float = 1.0
+) -> Targets:
+    """The probabilities that the model gives the actions at ``windows`` (W,) ascending, for a clone.
+
+    Args:
+        temperature: divides the logits.
+    """
     found: list[Tensor] = []
     with ctx.progress.task(ctx.title("actions of all frames"), len(windows), "frame") as task:
-        for logits in _logits(ctx, idm, store, windows):
-            found.append(logits.softmax(1).to(torch.float16).cpu())
+        for logits in _logits(ctx, idm, video, windows):
+            found.append((logits / temperature).softmax(1).to(torch.float16).cpu())
             task.update(min(len(found) * CHUNK, len(windows)))
-    return np.asarray(torch.cat(found).numpy(), np.float16)
+    return Targets(windows, torch.cat(found).numpy())
 
 
 @torch.no_grad()
-def _logits(ctx: Context, idm: InverseDynamics, store: FrameStore, windows: NDArray[np.int64]) -> Iterator[Tensor]:
-    loader = FrameLoader(store.video(), ctx.compute.device, resident=False)
+def _logits(ctx: Context, idm: InverseDynamics, video: Video, windows: NDArray[np.int64]) -> Iterator[Tensor]:
+    loader = FrameLoader(video, ctx.compute.device, resident=False)
     for batch in gather_batches(loader, windows):
         with ctx.compute.autocast():
             logits = idm.infer(normalize(batch, idm.size))
@@ -88,10 +127,9 @@ def _logits(ctx: Context, idm: InverseDynamics, store: FrameStore, windows: NDAr
 
 
 def _accuracy(ctx: Context, idm: InverseDynamics, store: FrameStore) -> dict[str, float]:
-    assert store.actions is not None
     most, seed = ctx.config.stage1.probe_pairs, stage_seed(ctx, "probe")
     _, pairs = split_by_episode(store.labelled(store.video().windows()), store.episode_starts, most=most, seed=seed)
-    if len(pairs) == 0:
+    if store.actions is None or len(pairs) == 0:
         return {}
-    inferred = torch.cat([logits.argmax(1).cpu() for logits in _logits(ctx, idm, store, pairs)])
+    inferred = torch.cat([logits.argmax(1).cpu() for logits in _logits(ctx, idm, store.video(), pairs)])
     return {"val/accuracy": float((inferred.numpy() == store.actions[pairs]).mean())}

@@ -14,11 +14,7 @@ from lapo_cli.core.training.latent_labels import CHUNK
 
 
 def decoded_targets(
-    ctx: Context,
-    decoder: torch.nn.Module,
-    latents: NDArray[np.float16],
-    windows: NDArray[np.int64],
-    temperature: float = 1.0,
+    ctx: Context, decoder: torch.nn.Module, latents: NDArray[np.float16], windows: NDArray[np.int64]
 ) -> Targets:
     """Probabilities of the true actions at ``windows``, from a decoder of latent actions.
 
@@ -26,12 +22,11 @@ def decoded_targets(
         decoder: of z (B, la_dim) to logits (B, num_actions), on the device.
         latents: of the windows, (W, la_dim).
         windows: (W,) ascending.
-        temperature: divides the logits.
     """
 
     def probabilities(z: NDArray[np.float16]) -> Tensor:
         logits: Tensor = decoder(torch.from_numpy(np.array(z)).to(ctx.compute.device).float())
-        return (logits / temperature).softmax(1).cpu()
+        return logits.softmax(1).cpu()
 
     chunks = [latents[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
     with torch.no_grad():
