@@ -240,7 +240,7 @@ class OfflineConfig(Section):
 
 
 class RelabelConfig(Section):
-    """Decoding the latent actions of all frames, then cloning the true actions (LAPO+, arXiv:2602.02762)."""
+    """Labelling all frames, by their latent actions or from random play, then cloning the labels (arXiv:2602.02762)."""
 
     steps: int = Field(60_000, ge=1, description="Training steps of each clone.")
     lr: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate of a clone; else it is trained as in stage 2.")
@@ -250,7 +250,8 @@ class RelabelConfig(Section):
     env_steps: int = Field(
         32_768,
         ge=1,
-        description="Online variant: environment steps of random play, whose actions are its labels; kept in memory.",
+        description="Online variant: environment steps of random play, whose actions are its labels, out of "
+        "online.steps. Its frames are kept in memory.",
     )
     idm_steps: int = Field(
         2_000, ge=1, description="Online variant: updates of the inverse dynamics model on random play, as in stage 1."
@@ -274,6 +275,10 @@ class Ramp(Section):
         if self.peak < self.start:
             raise ValueError(f"peak ({self.peak}) must not come before start ({self.start})")
         return self
+
+    def stretched(self, factor: float) -> Self:
+        """The same ramp over ``factor`` times as many environment steps."""
+        return self.model_copy(update={"start": int(self.start * factor), "peak": int(self.peak * factor)})
 
     def at(self, step: int, end: int) -> float:
         """The learning rate after ``step`` environment steps of ``end``."""
@@ -354,6 +359,12 @@ class OnlineConfig(ReinforcementConfig):
         400_000, ge=0, description="Environment steps after which the decoder is no longer trained."
     )
     decoder_epochs: int = Field(3, ge=1, description="Passes over all labelled pairs each time.")
+
+    def of_steps(self, steps: int) -> Self:
+        """The same training of an agent's last layers, shortened to so many environment steps, or lengthened."""
+        factor = steps / self.steps
+        ramps = {name: getattr(self, name).stretched(factor) for name in ("action_head", "value_head", "hidden")}
+        return self.model_copy(update={"steps": steps, **ramps})
 
 
 class EvaluationConfig(Section):

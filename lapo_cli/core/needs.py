@@ -1,7 +1,7 @@
 """What a game and seed will take, before it starts: disk, memory, and memory of a GPU.
 
 Estimates of the largest training, that of stage 1: its parameters, gradients and the two moments of AdamW, and what
-autograd keeps of a batch, which is measured on two samples.
+autograd keeps of a batch, which is measured on two samples; and of the random play that online-relabel keeps in memory.
 """
 
 from functools import cache
@@ -31,10 +31,11 @@ def needs(config: Config, *, stores: int, devices: int = 1) -> Needs:
     process = _PROCESS_BYTES + parameters * _BYTES_PER_PARAMETER
     batch = int(_MARGIN * kept * config.stage1.batch_size)
     frame = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
+    play = config.relabel.env_steps * frame if "online-relabel" in config.extra_stages else 0
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
     return Needs(
         disk=stores * config.data.max_frames * frame + latents + 3 * 4 * parameters,
-        memory=devices * process + batch,
+        memory=devices * process + max(batch, play),
         gpu_memory=process + batch // devices,
     )
 

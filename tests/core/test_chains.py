@@ -138,6 +138,9 @@ def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
     assert small.memory < wide.memory
     assert two.disk - small.disk == 2048 * 64 * 64 * 3
     assert "of memory" in str(small)
+    play = "relabel.env_steps=200000"
+    assert needs(tiny(play, "extra_stages=online-relabel"), stores=1).memory > 200_000 * 64 * 64 * 3
+    assert needs(tiny(play), stores=1) == small
     shared = needs(tiny("stage1.batch_size=64"), stores=1, devices=2)
     assert batch.memory < shared.memory < 2 * batch.memory
     assert shared.gpu_memory < batch.gpu_memory

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from lapo_cli.core import interrupts
-from lapo_cli.core.config import Ramp, Stage1Config, Stage2Config
+from lapo_cli.core.config import OnlineConfig, Ramp, Stage1Config, Stage2Config
 from lapo_cli.core.errors import CorruptDataError, DiskFullError, TrainingDivergedError
 from lapo_cli.core.progress import Task
 from lapo_cli.core.run_dir import StageDir
@@ -331,3 +331,13 @@ def test_a_ramp_is_zero_then_rises_then_falls(step: int, rate: float) -> None:
 
 def test_a_ramp_without_a_rise_starts_at_its_peak() -> None:
     assert Ramp(start=0, peak=0, lr=0.5).at(0, 100) == 0.5
+
+
+def test_half_as_many_environment_steps_have_the_same_schedule_in_half_the_time():
+    whole = OnlineConfig(steps=1000, hidden=Ramp(start=200, peak=600, lr=0.5))
+    half = whole.of_steps(500)
+    assert half.steps == 500
+    for layer in ("action_head", "value_head", "hidden"):
+        for step in range(0, 1001, 100):
+            assert getattr(half, layer).at(step // 2, 500) == pytest.approx(getattr(whole, layer).at(step, 1000))
+    assert whole.of_steps(1000) == whole

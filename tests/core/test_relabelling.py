@@ -24,12 +24,12 @@ from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.stages import online_relabel, relabel
+from lapo_cli.core.stages.relabel import decoded_targets
 from lapo_cli.core.training.checkpoints import build_supervised_idm
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.inverse_dynamics import LabelledFrames, inferred_targets
+from lapo_cli.core.training.inverse_dynamics import LabelledVideo, inferred_targets
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
-from lapo_cli.core.training.relabelling import decoded_targets
 from lapo_cli.core.training.stage import stage_seed
 from tests.core.tiny_config import run
 
@@ -85,6 +85,15 @@ def test_targets_are_the_inferred_probabilities_at_a_temperature(context: MakeCo
     assert np.allclose(found.actions, powers / powers.sum(1, keepdim=True), atol=1e-3)
 
 
+def test_targets_of_latent_actions_are_the_decoded_probabilities(context: MakeContext) -> None:
+    decoder = torch.nn.Linear(4, 15).requires_grad_(False)
+    latents = np.random.default_rng(0).standard_normal((600, 4)).astype(np.float16)
+    found = decoded_targets(context(), decoder, latents, windows := np.arange(1, 601))
+    odds = decoder(torch.from_numpy(latents).float()).exp()
+    assert found.windows is windows
+    assert np.allclose(found.actions, odds / odds.sum(1, keepdim=True), atol=1e-3)
+
+
 def test_few_labels_are_decoded_by_the_configured_decoder(
     context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,14 +140,14 @@ def test_a_clone_of_random_play_takes_the_configured_temperature(
 def test_random_play_is_labelled_with_the_actions_that_led_from_frame_to_frame(
     context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    played: list[LabelledFrames] = []
+    played: list[LabelledVideo] = []
 
-    def train(ctx: Context, stage: str, folder: StageDir, title: str, frames: LabelledFrames, *args: Any) -> Any:
+    def train(ctx: Context, stage: str, folder: StageDir, title: str, frames: LabelledVideo, *args: Any) -> Any:
         played.append(frames)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(online_relabel, "train_inverse_dynamics", train)
-    ctx = context(*_SMALL, "relabel.env_steps=1024")
+    ctx = context(*_SMALL, "relabel.env_steps=1024", "online.steps=2048")
     for name in ("idm", "policy"):
         run(ctx, name)
     with pytest.raises(KeyboardInterrupt):
@@ -157,6 +166,7 @@ def test_random_play_is_labelled_with_the_actions_that_led_from_frame_to_frame(
             previous = first.copy()
             envs.act(actions[:, step])
     assert frames.shape[1] == 1024 // num_envs + 1
+    assert len(centres) < num_envs * (frames.shape[1] - 2), "no episode has ended"
     assert sorted(centres) == play.windows.tolist()
 
 
@@ -169,6 +179,36 @@ def test_the_model_of_random_play_starts_from_the_trunk_of_stage_1(context: Make
     start, tuned = _weights(ctx, "idm"), _weights(ctx, "online-relabel/idm")
     for name in ("trunk.convs.0.weight", "trunk.convs.11.conv1.bias"):
         assert torch.allclose(tuned[f"idm.{name}"], start[f"idm.{name}"], atol=1e-5), name
+
+
+def test_the_model_of_random_play_is_the_network_of_stage_1_whatever_is_configured(context: MakeContext) -> None:
+    ctx = context(*_SMALL, "online.steps=384")
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    larger = ctx.config.model.model_copy(update={"idm_scale": 2})
+    run(replace(ctx, config=ctx.config.model_copy(update={"model": larger})), "online-relabel")
+    start, tuned = _weights(ctx, "idm"), _weights(ctx, "online-relabel/idm")
+    assert all(value.shape == start[name].shape for name, value in tuned.items() if name.startswith("idm.trunk"))
+
+
+def test_held_out_frames_need_no_actions(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store = Context.open_store
+    monkeypatch.setattr(Context, "open_store", lambda *args: replace(open_store(*args), actions=None))
+    ctx = context(*_SMALL, "online.steps=384")
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    results = run(ctx, "online-relabel").results
+    assert "val/accuracy" not in results["idm"] | results["clone"]
+    assert results["env_steps"] == 384
+
+
+@pytest.mark.parametrize("steps", [256, 255])
+def test_play_that_leaves_no_step_for_ppo_is_a_usage_error(context: MakeContext, steps: int) -> None:
+    ctx = context(*_SMALL, f"online.steps={steps}")
+    for name in ("idm", "policy"):
+        run(ctx, name)
+    with pytest.raises(UsageError, match="Random play takes 256 environment steps"):
+        run(ctx, "online-relabel")
 
 
 class _Restless(VecEnv):

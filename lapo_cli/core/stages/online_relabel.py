@@ -5,6 +5,7 @@ whole video, and a clone of it is where PPO starts (the order of BCV-LR, arXiv:2
 """
 
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,21 +13,20 @@ import numpy as np
 import torch
 
 from lapo_cli.core.data.store import Video
-from lapo_cli.core.errors import BrokenEnvironmentError
+from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.agents import LAST_LAYERS, ClonedAgent
-from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, load_idm
-from lapo_cli.core.training.cloning import clone
+from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, idm_about, load_idm, model_of
+from lapo_cli.core.training.cloning import clone, clone_settings
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import (
-    LabelledFrames,
+    LabelledVideo,
     inferred_targets,
     load_inverse_dynamics,
     train_inverse_dynamics,
 )
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
-from lapo_cli.core.training.relabelling import clone_settings
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, run_part, stage_seed
 
 _NAME = "online-relabel"
@@ -35,6 +35,11 @@ _LABEL = "LAPO relabelled online, then PPO"
 
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config, before = ctx.config.online, _play_steps(ctx) * ctx.config.online.ppo.num_envs
+    if before >= config.steps:
+        raise UsageError(
+            f"Random play takes {before:,} environment steps, and {config.steps:,} are all there are: raise "
+            "online.steps, or lower relabel.env_steps."
+        )
     idm, cloned = StageDir(stage.path / "idm"), StageDir(stage.path / "clone")
     of_idm = run_part(ctx, idm, f"{_NAME}/idm", {}, lambda: _learn_actions(ctx, idm))
     of_clone = run_part(ctx, cloned, cloned.name, {}, lambda: _clone(ctx, idm, cloned))
@@ -43,7 +48,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     cloned.load_weights({"agent": start})
     agent = ClonedAgent(start, ctx.compute)
     ctx.compute.place(agent)
-    config = config.model_copy(update={"steps": max(1, config.steps - before)})
+    config = config.of_steps(config.steps - before)
     groups = agent.parameter_groups(config)
     ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
     training = PPOLoop(ctx, stage, f"stage 3 {_NAME}", ppo, before=before)
@@ -55,14 +60,16 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
 
 def _play_steps(ctx: Context) -> int:
-    """Steps of random play of each environment; windows take three."""
-    return max(3, ctx.config.relabel.env_steps // ctx.config.online.ppo.num_envs)
+    """Steps of random play of each environment; a window takes two."""
+    return max(2, ctx.config.relabel.env_steps // ctx.config.online.ppo.num_envs)
 
 
 def _learn_actions(ctx: Context, folder: StageDir) -> dict[str, Any]:
-    title = "inverse dynamics model of random play"
+    title, idm = "inverse dynamics model of random play", load_idm(ctx)
+    # The network is that of stage 1, whatever is configured now.
+    of_stage1 = replace(ctx, config=ctx.config.model_copy(update={"model": model_of(idm_about(ctx))}))
     played, steps = _random_play(ctx), ctx.config.relabel.idm_steps
-    return train_inverse_dynamics(ctx, _NAME, folder, title, played, steps, load_idm(ctx))
+    return train_inverse_dynamics(of_stage1, _NAME, folder, title, played, steps, idm)
 
 
 def _clone(ctx: Context, idm: StageDir, folder: StageDir) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _clone(ctx: Context, idm: StageDir, folder: StageDir) -> dict[str, Any]:
     return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
 
 
-def _random_play(ctx: Context) -> LabelledFrames:
+def _random_play(ctx: Context) -> LabelledVideo:
     """Uniformly random actions and what they lead to, in memory; one environment's frames after another's.
 
     Raises:
@@ -97,14 +104,15 @@ def _random_play(ctx: Context) -> LabelledFrames:
             if step < steps:
                 envs.act(actions[:, step])
                 task.update((step + 1) * num_envs)
-    video = Video(frames.reshape(-1, *frames.shape[2:]), first.reshape(-1), f"random play of seed {seed}")
+    name = f"{steps} random steps in {num_envs} environments of {ctx.game}, seed {seed}"
+    video = Video(frames.reshape(-1, *frames.shape[2:]), first.reshape(-1), name)
     windows = video.windows()
     if len(windows) == 0:
         raise BrokenEnvironmentError(
             f"No episode of random play in {ctx.game} lasts for three frames, so nothing shows what actions do: give "
             "it longer episodes, or use lapo finetune-online."
         )
-    return LabelledFrames(video, actions.reshape(-1), windows)
+    return LabelledVideo(video, actions.reshape(-1), windows)
 
 
 STAGES.register(

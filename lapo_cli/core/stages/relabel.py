@@ -7,14 +7,17 @@ transition has and the decoder never saw. Here the decoder reads the latent acti
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, load_idm
-from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
+from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, clone_settings, with_true_actions
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, labelled_pairs, latent_labels
-from lapo_cli.core.training.relabelling import clone_settings, decoded_targets
+from lapo_cli.core.training.latent_labels import CHUNK, label_counts, labelled_frames, labelled_pairs, latent_labels
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, output_fingerprint
 
 _NAME = "relabel"
@@ -36,6 +39,27 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
         return with_true_actions(decoded_targets(ctx, decoder, latents, windows), train, order[:count])
 
     return clone_for_each(ctx, stage, _LABEL, counts, targets, *clone_settings(ctx))
+
+
+def decoded_targets(
+    ctx: Context, decoder: torch.nn.Module, latents: NDArray[np.float16], windows: NDArray[np.int64]
+) -> Targets:
+    """Probabilities of the true actions at ``windows``, from a decoder of latent actions.
+
+    Args:
+        decoder: of z (B, la_dim) to logits (B, num_actions), on the device.
+        latents: of the windows, (W, la_dim).
+        windows: (W,) ascending.
+    """
+
+    def probabilities(z: NDArray[np.float16]) -> torch.Tensor:
+        logits: torch.Tensor = decoder(torch.from_numpy(np.array(z)).to(ctx.compute.device).float())
+        return logits.softmax(1).cpu()
+
+    chunks = [latents[start : start + CHUNK] for start in range(0, len(windows), CHUNK)]
+    with torch.no_grad():
+        decoded = [probabilities(z) for z in chunks]
+    return Targets(windows, torch.cat(decoded).to(torch.float16).numpy())
 
 
 STAGES.register(

@@ -5,7 +5,7 @@ from typing import Any
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM_NETWORK, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.inverse_dynamics import LabelledFrames, train_inverse_dynamics
+from lapo_cli.core.training.inverse_dynamics import LabelledVideo, train_inverse_dynamics
 from lapo_cli.core.training.latent_labels import labelled_frames
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
 
@@ -15,7 +15,7 @@ _LABEL = "supervised inverse dynamics model"
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     train = ctx.open_store("train")
     assert train.actions is not None
-    frames = LabelledFrames(train.video(), train.actions, labelled_frames(ctx, train))
+    frames = LabelledVideo(train.video(), train.actions, labelled_frames(ctx, train))
     return train_inverse_dynamics(ctx, SUPERVISED_IDM, stage, _LABEL, frames, ctx.config.stage1.steps)
 
 

@@ -11,7 +11,7 @@ from lapo_cli.core.training.checkpoints import IDM_NETWORK, POLICY_NETWORK, dire
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import (
-    LabelledFrames,
+    LabelledVideo,
     inferred_targets,
     load_inverse_dynamics,
     train_inverse_dynamics,
@@ -35,7 +35,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
         def work() -> dict[str, Any]:
             title = f"supervised inverse dynamics model, {count} labels"
-            frames = LabelledFrames(video, actions, order[:count])
+            frames = LabelledVideo(video, actions, order[:count])
             return train_inverse_dynamics(ctx, _NAME, folder, title, frames, ctx.config.offline.steps)
 
         run_part(ctx, folder, f"{_NAME}/{folder.name}", {"labels": count}, work)

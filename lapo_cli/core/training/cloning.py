@@ -19,7 +19,7 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
-from lapo_cli.core.training.checkpoints import direct_agent_of, header
+from lapo_cli.core.training.checkpoints import direct_agent_of, header, load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
@@ -145,6 +145,13 @@ def clone(
             loop.log(step, latest)
     folder.save_weights({"agent": agent}, about)
     return {"steps": steps, **(latest or evaluate())}
+
+
+def clone_settings(ctx: Context) -> tuple[Stage2Config, LatentPolicy | None]:
+    """How a policy is cloned from relabelled frames, and the latent policy that it starts from, if any."""
+    config = ctx.config.relabel
+    start = load_policy(ctx) if config.warm_start else None
+    return ctx.config.stage2.model_copy(update={"steps": config.steps, "lr": config.lr}), start
 
 
 def clone_for_each(

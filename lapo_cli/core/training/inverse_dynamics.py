@@ -18,7 +18,7 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.checkpoints import actions_of, build_supervised_idm, header, model_of
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
+from lapo_cli.core.training.latent_labels import CHUNK, InOrder
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
 from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import split_by_episode
@@ -26,12 +26,12 @@ from lapo_cli.core.training.stage import stage_seed
 
 
 @dataclass(frozen=True)
-class LabelledFrames:
-    """Frames whose true action is known.
+class LabelledVideo:
+    """A video of which some true actions are known.
 
     Attributes:
         video: the frames.
-        actions: (N,) of all of them, integers; only those at ``windows`` need be known.
+        actions: (N,) uint8 of all of them; only those at ``windows`` need be known.
         windows: labelled centres (W,), in any order.
     """
 
@@ -45,7 +45,7 @@ def train_inverse_dynamics(
     stage: str,
     folder: StageDir,
     title: str,
-    frames: LabelledFrames,
+    frames: LabelledVideo,
     steps: int,
     start: InverseDynamics | None = None,
 ) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def train_inverse_dynamics(
     config, compute = ctx.config.stage1.of_steps(steps), ctx.compute
     about = {**header(ctx, folder), "stage": stage}
     idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions())
-    if start is not None:
+    if start is not None:  # The hidden layer, which serves latent actions, is no better a start than random weights.
         idm.trunk.load_state_dict(start.trunk.state_dict())
     compute.place(idm)
     optimizer = build_optimizer(idm.parameters(), config)
@@ -93,7 +93,11 @@ def train_inverse_dynamics(
 
 
 def load_inverse_dynamics(ctx: Context, folder: StageDir) -> InverseDynamics:
-    """What :func:`train_inverse_dynamics` saved, frozen."""
+    """What :func:`train_inverse_dynamics` saved, frozen.
+
+    Raises:
+        CorruptDataError: the weights are missing or damaged.
+    """
     about = read_about(folder.path / WEIGHTS)
     idm = build_supervised_idm(model_of(about), actions_of(about))
     folder.load_weights({"idm": idm})
@@ -119,8 +123,8 @@ def inferred_targets(
 
 @torch.no_grad()
 def _logits(ctx: Context, idm: InverseDynamics, video: Video, windows: NDArray[np.int64]) -> Iterator[Tensor]:
-    loader = FrameLoader(video, ctx.compute.device, resident=False)
-    for batch in gather_batches(loader, windows):
+    loader, order = FrameLoader(video, ctx.compute.device, resident=False), InOrder(windows)
+    for batch in loader.batches(order, 0, order.steps):
         with ctx.compute.autocast():
             logits = idm.infer(normalize(batch, idm.size))
         yield logits.float()

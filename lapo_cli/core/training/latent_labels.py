@@ -132,7 +132,7 @@ def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArr
     shape = (len(windows), idm.quantizer.la_dim)
     require_free_space(file.parent, 2 * shape[0] * shape[1], "Caching latent actions")
     loader = FrameLoader(video, ctx.compute.device)
-    order = _InOrder(windows)
+    order = InOrder(windows)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with (
         ctx.progress.task(ctx.title("latent actions of all frames"), len(windows), "frame") as task,
@@ -147,7 +147,7 @@ def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArr
             task.update(done)
 
 
-class _InOrder:
+class InOrder:
     """Batches of consecutive windows; the last one may be short."""
 
     def __init__(self, windows: NDArray[np.int64]) -> None:
