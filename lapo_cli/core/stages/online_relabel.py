@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lapo_cli.core.data.store import Video
-from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
+from lapo_cli.core.errors import BrokenEnvironmentError
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.agents import LAST_LAYERS, ClonedAgent
 from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, idm_about, load_idm, model_of
@@ -35,11 +35,6 @@ _LABEL = "LAPO relabelled online, then PPO"
 
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config, before = ctx.config.online, _play_steps(ctx) * ctx.config.online.ppo.num_envs
-    if before >= config.steps:
-        raise UsageError(
-            f"Random play takes {before:,} environment steps, and {config.steps:,} are all there are: raise "
-            "online.steps, or lower relabel.env_steps."
-        )
     idm, cloned = StageDir(stage.path / "idm"), StageDir(stage.path / "clone")
     of_idm = run_part(ctx, idm, f"{_NAME}/idm", {}, lambda: _learn_actions(ctx, idm))
     of_clone = run_part(ctx, cloned, cloned.name, {}, lambda: _clone(ctx, idm, cloned))
@@ -57,6 +52,12 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     results = training.results()
     stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
     return {**results, "idm": of_idm, "clone": of_clone}
+
+
+def _applicable(ctx: Context) -> str | None:
+    played, steps = _play_steps(ctx) * ctx.config.online.ppo.num_envs, ctx.config.online.steps
+    reason = f"random play (relabel.env_steps) takes {played:,} environment steps of {steps:,} (online.steps)"
+    return needs_environment(ctx) or (reason if played >= steps else None)
 
 
 def _play_steps(ctx: Context) -> int:
@@ -127,7 +128,7 @@ STAGES.register(
         ),
         requires=(IDM, POLICY),
         reads=("train", "test"),
-        applicable=needs_environment,
+        applicable=_applicable,
         policies=partial(agent_policy, _LABEL, direct_agent_of),
         build_agent=direct_agent_of,
         in_chain="never",
