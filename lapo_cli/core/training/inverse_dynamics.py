@@ -18,7 +18,7 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.checkpoints import actions_of, build_supervised_idm, header, model_of
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import CHUNK, InOrder
+from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
 from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import split_by_episode
@@ -123,8 +123,8 @@ def inferred_targets(
 
 @torch.no_grad()
 def _logits(ctx: Context, idm: InverseDynamics, video: Video, windows: NDArray[np.int64]) -> Iterator[Tensor]:
-    loader, order = FrameLoader(video, ctx.compute.device, resident=False), InOrder(windows)
-    for batch in loader.batches(order, 0, order.steps):
+    loader = FrameLoader(video, ctx.compute.device, resident=False)
+    for batch in gather_batches(loader, windows):
         with ctx.compute.autocast():
             logits = idm.infer(normalize(batch, idm.size))
         yield logits.float()

@@ -37,8 +37,8 @@ def latent_actions(ctx: Context, idm: InverseDynamicsModel, windows: Iterable[Te
 
 def gather_batches(loader: FrameLoader, windows: NDArray[np.int64]) -> Iterator[Tensor]:
     """The windows around centres (W,) in batches (B, 3, H, W, 3) uint8 on the loader's device."""
-    for start in range(0, len(windows), CHUNK):
-        yield loader.gather(windows[start : start + CHUNK])
+    order = _InOrder(windows)
+    return loader.batches(order, 0, order.steps)
 
 
 def labelled_pairs(
@@ -132,7 +132,6 @@ def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArr
     shape = (len(windows), idm.quantizer.la_dim)
     require_free_space(file.parent, 2 * shape[0] * shape[1], "Caching latent actions")
     loader = FrameLoader(video, ctx.compute.device)
-    order = InOrder(windows)
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with (
         ctx.progress.task(ctx.title("latent actions of all frames"), len(windows), "frame") as task,
@@ -141,13 +140,13 @@ def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArr
     ):
         np.lib.format.write_array_header_1_0(out, header)
         done = 0
-        for z in latent_actions(ctx, idm, loader.batches(order, 0, order.steps)):
+        for z in latent_actions(ctx, idm, gather_batches(loader, windows)):
             out.write(z.to(torch.float16).cpu().numpy().tobytes())
             done += len(z)
             task.update(done)
 
 
-class InOrder:
+class _InOrder:
     """Batches of consecutive windows; the last one may be short."""
 
     def __init__(self, windows: NDArray[np.int64]) -> None:
