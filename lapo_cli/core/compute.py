@@ -1,7 +1,9 @@
 """The device that computes, and the precision it computes in."""
 
+import ctypes
 import platform
 import re
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +12,8 @@ import torch
 
 from lapo_cli.core import distributed
 from lapo_cli.core.errors import DeviceError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Compute:
 
 
 def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "auto") -> Compute:
-    """Choose the device and precision.
+    """Choose the device and precision; for the CPU, let this process keep the memory that its tensors free.
 
     Args:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:n``; of several processes that train
@@ -81,7 +85,20 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
             )
     chosen = torch.device(f"cuda:{int(match[1])}" if match[1] else device)
     bf16 = _has_fast_bf16(chosen) if precision == "auto" else precision == "bf16"
+    if chosen.type == "cpu":
+        _keep_freed_memory()
     return Compute(chosen, bf16)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse freed memory instead of returning it; other C libraries are left as they are.
+
+    glibc maps each large tensor anew, and the kernel clears every page of it: two thirds of the time of labelling with
+    small networks, a tenth of a training step of stage 1 with the paper's.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
