@@ -125,8 +125,10 @@ class Chain:
 
     def needs(self) -> Needs:
         """See :meth:`Job.needs`."""
-        made = not store_path(self.options.data_dir, self.game, "train").exists()
-        return needs(self.run.config, stores=made + (self.options.scratch is not None), devices=self.devices)
+        config, options = self.run.config, self.options
+        made = not store_path(options.data_dir, self.game, "train").exists()
+        stages = chain(config, baselines=options.baselines)
+        return needs(config, stages, stores=made + (options.scratch is not None), devices=self.devices)
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Everything from data to evaluated policies."""

@@ -1,9 +1,10 @@
 """What a game and seed will take, before it starts: disk, memory, and memory of a GPU.
 
 Estimates of the largest training, that of stage 1: its parameters, gradients and the two moments of AdamW, and what
-autograd keeps of a batch, which is measured on two samples; and of the random play that online-relabel keeps in memory.
+autograd keeps of a batch, which is measured on two samples; or of the frames that another stage keeps in memory.
 """
 
+from collections.abc import Iterable
 from functools import cache
 
 import torch
@@ -13,6 +14,7 @@ from lapo_cli.core.config import Config, ModelConfig
 from lapo_cli.core.launchers.base import Needs
 from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.checkpoints import build_idm, build_world_model
+from lapo_cli.core.training.stage import Stage
 
 _BYTES_PER_PARAMETER = 16  # float32: itself, gradient, two moments
 _PROCESS_BYTES = 500_000_000  # Python, PyTorch and batches on the way; as much again for CUDA's context
@@ -20,10 +22,11 @@ _MARGIN = 1.25  # for what is alive for a moment only: measured peaks on a CPU w
 _SAMPLES = 2
 
 
-def needs(config: Config, *, stores: int, devices: int = 1) -> Needs:
+def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int = 1) -> Needs:
     """The estimate for one game and seed.
 
     Args:
+        stages: what will be run.
         stores: how many copies of the game's train frames will be made.
         devices: how many processes train, each on its share of a batch.
     """
@@ -31,11 +34,11 @@ def needs(config: Config, *, stores: int, devices: int = 1) -> Needs:
     process = _PROCESS_BYTES + parameters * _BYTES_PER_PARAMETER
     batch = int(_MARGIN * kept * config.stage1.batch_size)
     frame = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
-    play = config.relabel.env_steps * frame if "online-relabel" in config.extra_stages else 0
+    frames = max((stage.kept_frames(config) for stage in stages), default=0)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
     return Needs(
         disk=stores * config.data.max_frames * frame + latents + 3 * 4 * parameters,
-        memory=devices * process + max(batch, play),
+        memory=devices * process + max(batch, frames * frame),
         gpu_memory=process + batch // devices,
     )
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import lapo_cli
+from lapo_cli.core.chains import chain
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import RunDirError, UsageError
+from lapo_cli.core.launchers.base import Needs
 from lapo_cli.core.needs import needs
 from lapo_cli.core.pipeline import Options, run_all, run_chain
 from lapo_cli.core.progress import Silent
@@ -132,15 +134,18 @@ class _Said(Silent):
 
 
 def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
-    small, batch = needs(tiny(), stores=1), needs(tiny("stage1.batch_size=64"), stores=1)
-    wide, two = needs(tiny("model.world_model_base=16"), stores=1), needs(tiny(), stores=2)
-    assert small.memory < batch.memory < needs(tiny("stage1.batch_size=128"), stores=1).memory
+    def of(*overrides: str, stores: int = 1, devices: int = 1) -> Needs:
+        config = tiny(*overrides)
+        return needs(config, chain(config), stores=stores, devices=devices)
+
+    small, batch, wide = of(), of("stage1.batch_size=64"), of("model.world_model_base=16")
+    assert small.memory < batch.memory < of("stage1.batch_size=128").memory
     assert small.memory < wide.memory
-    assert two.disk - small.disk == 2048 * 64 * 64 * 3
+    assert of(stores=2).disk - small.disk == 2048 * 64 * 64 * 3
     assert "of memory" in str(small)
     play = "relabel.env_steps=200000"
-    assert needs(tiny(play, "extra_stages=online-relabel"), stores=1).memory > 200_000 * 64 * 64 * 3
-    assert needs(tiny(play), stores=1) == small
-    shared = needs(tiny("stage1.batch_size=64"), stores=1, devices=2)
+    assert of(play, "extra_stages=online-relabel").memory > 200_000 * 64 * 64 * 3
+    assert of(play) == small
+    shared = of("stage1.batch_size=64", devices=2)
     assert batch.memory < shared.memory < 2 * batch.memory
     assert shared.gpu_memory < batch.gpu_memory

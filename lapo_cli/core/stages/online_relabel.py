@@ -133,5 +133,6 @@ STAGES.register(
         build_agent=direct_agent_of,
         in_chain="never",
         order=45,
+        kept_frames=lambda config: config.relabel.env_steps,
     )
 )

@@ -84,6 +84,7 @@ class Stage:
         configure: the configuration that it works with, from the run's.
         variant: of the context that it works in, see :class:`Context`.
         parallel: whether several processes can train its model together, see :mod:`lapo_cli.core.distributed`.
+        kept_frames: how many frames of play it keeps in memory, for the estimate of what a run takes.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Stage:
     configure: Callable[[Config], Config] = lambda config: config
     variant: str = ""
     parallel: bool = False
+    kept_frames: Callable[[Config], int] = lambda config: 0
 
     def command_for(self, ctx: Context) -> str:
         """The command line that runs it on this game and seed."""
