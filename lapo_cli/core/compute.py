@@ -93,7 +93,7 @@ def resolve(device: str = "auto", precision: Literal["auto", "fp32", "bf16"] = "
 def _keep_freed_memory() -> None:
     """Have glibc reuse freed memory instead of returning it; other C libraries are left as they are.
 
-    glibc maps each large tensor anew, and the kernel clears every page of it: two thirds of the time of labelling with
+    glibc maps each large tensor anew, and the kernel clears every page of it: up to half of the time of labelling with
     small networks, a tenth of a training step of stage 1 with the paper's.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
