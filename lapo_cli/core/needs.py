@@ -33,12 +33,12 @@ def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int 
     parameters, kept = _sizes(config.model)
     process = _PROCESS_BYTES + parameters * _BYTES_PER_PARAMETER
     batch = int(_MARGIN * kept * config.stage1.batch_size)
-    frame = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
-    frames = max((stage.kept_frames(config) for stage in stages), default=0)
+    frame_bytes = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
+    play = frame_bytes * max((stage.kept_frames(config) for stage in stages), default=0)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
     return Needs(
-        disk=stores * config.data.max_frames * frame + latents + 3 * 4 * parameters,
-        memory=devices * process + max(batch, frames * frame),
+        disk=stores * config.data.max_frames * frame_bytes + latents + 3 * 4 * parameters,
+        memory=devices * process + max(batch, play),
         gpu_memory=process + batch // devices,
     )
 
