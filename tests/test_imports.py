@@ -33,6 +33,7 @@ _LAYERS = (
             "compute",
             "distributed",
             "interrupts",
+            "workers",
         )
     ),
     ("core.models", "core.envs"),

@@ -44,7 +44,8 @@ def run_all(
         int | None,
         typer.Option(
             min=1,
-            help="Games and seeds to run in parallel, each with its GPUs or an equal share of the CPU.",
+            help="Games and seeds to run in parallel, each with its GPUs or an equal share of the CPU. Given as 1, the "
+            "last stages of a game are not run in parallel either, which takes less memory.",
             show_default="1; on a cluster, as many as it has room for",
         ),
     ] = None,

@@ -189,7 +189,8 @@ def set_aside(path: Path) -> None:
 def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -> Iterator[None]:
     """Hold a lock until the block or the process ends, however it ends. The parent folder is made.
 
-    It is a ``flock``: file systems that are shared between machines have to pass it on (NFS version 4 does).
+    It is a ``flock``: file systems that are shared between machines have to pass it on (NFS version 4 does). Locks of
+    the same name followed by ``-`` count too: those of workers that may outlive a process that was killed.
 
     Args:
         wait: wait for as long as another process holds the lock, and report there that one does.
@@ -209,6 +210,9 @@ def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -
         wait.log(f"Waiting for another lapo process that works in {lock_file.parent}.")
         lock.acquire(poll_interval=_POLL_SECONDS)
     try:
+        for worker in lock_file.parent.glob(f"{lock_file.name}-*"):
+            with exclusive(worker, error, wait):
+                pass
         yield
     finally:
         lock.release()

@@ -22,13 +22,14 @@ _MARGIN = 1.25  # for what is alive for a moment only: measured peaks on a CPU w
 _SAMPLES = 2
 
 
-def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int = 1) -> Needs:
+def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int = 1, workers: int = 1) -> Needs:
     """The estimate for one game and seed.
 
     Args:
         stages: what will be run.
         stores: how many copies of the game's train frames will be made.
         devices: how many processes train, each on its share of a batch.
+        workers: how many processes run the last stages, started by one that keeps what it has taken.
     """
     parameters, kept = _sizes(config.model)
     process = _PROCESS_BYTES + parameters * _BYTES_PER_PARAMETER
@@ -36,9 +37,10 @@ def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int 
     frame_bytes = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
     play = frame_bytes * max((stage.kept_frames(config) for stage in stages), default=0)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
+    memory = devices * process + (max(batch, play) if workers == 1 else batch + workers * process + play)
     return Needs(
         disk=stores * config.data.max_frames * frame_bytes + latents + 3 * 4 * parameters,
-        memory=devices * process + max(batch, play),
+        memory=memory,
         gpu_memory=process + batch // devices,
     )
 

@@ -21,7 +21,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -302,8 +302,7 @@ class SeedDir:
         """The folder of a stage, made or not."""
         return StageDir(self.path / name)
 
-    @contextmanager
-    def lock(self, wait: Progress | None = None) -> Iterator[None]:
+    def lock(self, wait: Progress | None = None) -> AbstractContextManager[None]:
         """Keep other processes from working on this game and seed, until the block or the process ends.
 
         Args:
@@ -312,8 +311,11 @@ class SeedDir:
         Raises:
             RunDirError: another process does, and ``wait`` is None.
         """
-        with exclusive(self.path / _LOCK, _busy(self.path), wait):
-            yield
+        return exclusive(self.path / _LOCK, _busy(self.path), wait)
+
+    def lock_worker(self, name: str) -> AbstractContextManager[None]:
+        """In a worker of the process that holds the lock: keep it held until this worker has ended too."""
+        return exclusive(self.path / f"{_LOCK}-{name}", _busy(self.path))
 
 
 @dataclass(frozen=True)
@@ -460,11 +462,9 @@ class RunDir:
             if related and folder.is_dir() and re.fullmatch("0|[1-9][0-9]*", number):
                 yield self.seed_dir(folder.parent.name, int(number))
 
-    @contextmanager
-    def lock(self, wait: Progress | None = None) -> Iterator[None]:
+    def lock(self, wait: Progress | None = None) -> AbstractContextManager[None]:
         """Keep other processes from writing ``run.yaml`` and the summary; see :meth:`SeedDir.lock`."""
-        with exclusive(self.path / _LOCK, _busy(self.path), wait):
-            yield
+        return exclusive(self.path / _LOCK, _busy(self.path), wait)
 
 
 def _require_same(run: RunDir, config: Config) -> None:

@@ -2,13 +2,19 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import lapo_cli
 from lapo_cli.core.chains import chain
@@ -17,8 +23,9 @@ from lapo_cli.core.errors import RunDirError, UsageError
 from lapo_cli.core.launchers.base import Needs
 from lapo_cli.core.needs import needs
 from lapo_cli.core.pipeline import Options, run_all, run_chain
-from lapo_cli.core.progress import Silent
-from lapo_cli.core.run_dir import RunDir
+from lapo_cli.core.progress import Silent, Task
+from lapo_cli.core.run_dir import RunDir, StageDir
+from lapo_cli.core.training.metrics import read_metrics
 from tests.core.tiny_config import TINY
 
 _PLUGIN = Path(__file__).parents[1] / "plugins" / "toy_source.py"
@@ -123,20 +130,104 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path, board: Pat
     assert "check the path and its permissions" in failure.message
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads in this process; those that it starts have one all the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _evaluations(run: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in run.rglob("evaluation/*.json")}
+
+
+def test_the_last_stages_side_by_side_are_those_of_one_process(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    alone = RunDir.create(tmp_path / "alone", tiny(), "paper")
+    expected = run_chain(alone, "maze", 0, Options("cpu", data_dir, jobs=1), Silent())
+    shutil.copytree(alone.path, tmp_path / "beside")
+    beside = RunDir.open(tmp_path / "beside")
+    for name in ("offline", "online", "scratch", "evaluation", "measurements"):
+        shutil.rmtree(beside.seed_dir("maze", 0).path / name)
+    notes = _Said()
+    with _threads(2):
+        results = run_chain(beside, "maze", 0, Options("cpu", data_dir), notes)
+    assert _weights(beside.path) == _weights(alone.path)
+    assert _evaluations(beside.path) == _evaluations(alone.path) != {}
+    assert [replace(result, path=Path()) for result in results] == [
+        replace(result, path=Path(), skipped=result.stage in ("idm", "policy")) for result in expected
+    ]
+    assert any(title.startswith("maze/0 PPO from scratch") for title in notes.tasks)
+    assert any(title.startswith("maze/0 evaluating") for title in notes.tasks)
+
+    with _threads(2):
+        assert all(result.skipped for result in run_chain(beside, "maze", 0, Options("cpu", data_dir), Silent()))
+
+
+def test_a_last_stage_that_fails_stops_none_beside_it(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny(), "paper")
+    seed_dir = run.seed_dir("maze", 0)
+    (seed_dir.path / "online").mkdir(parents=True)
+    (seed_dir.path / "online" / "done.json").write_text("{}")
+    with _threads(2):
+        summary = run_all(run, ["maze"], [0], Options("cpu", data_dir), Silent())
+    (failure,) = summary.failures
+    assert "online/done.json" in failure.message
+    assert seed_dir.stage("scratch").done() is not None
+    assert seed_dir.stage("offline").done() is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_last_stages_that_are_stopped_leave_checkpoints_before_another_process_may_work(
+    tmp_path: Path, data_dir: Path, number: signal.Signals
+) -> None:
+    settings = [word for setting in (*TINY, "online.steps=1000000") for word in ("--set", setting)]
+    words = ["--games", "maze", "--device", "cpu", "--data-dir", data_dir, "--run-dir", tmp_path / "run", *settings]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lapo_cli", "run-all", *words],
+        env={**os.environ, "PYTHONPATH": str(Path(lapo_cli.__file__).parents[1]), "OMP_NUM_THREADS": "2"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    stages = [tmp_path / "run" / "maze" / "seed-0" / name for name in ("online", "scratch")]
+    while not all(read_metrics(stage) for stage in stages):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait()
+    with RunDir.open(tmp_path / "run").seed_dir("maze", 0).lock(Silent()):
+        assert all(StageDir(stage).load_state() is not None for stage in stages)
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+
+
 class _Said(Silent):
     """Progress that keeps its sentences."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.tasks: list[str] = []
+
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
+        self.tasks.append(name)
+        return super().task(name, total, unit, done)
 
     def log(self, message: str) -> None:
         self.lines.append(message)
 
 
 def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
-    def of(*overrides: str, stores: int = 1, devices: int = 1) -> Needs:
+    def of(*overrides: str, stores: int = 1, devices: int = 1, workers: int = 1) -> Needs:
         config = tiny(*overrides)
-        return needs(config, chain(config), stores=stores, devices=devices)
+        return needs(config, chain(config), stores=stores, devices=devices, workers=workers)
 
     small, batch, wide = of(), of("stage1.batch_size=64"), of("model.world_model_base=16")
     assert small.memory < batch.memory < of("stage1.batch_size=128").memory
@@ -146,6 +237,7 @@ def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
     play = "relabel.env_steps=200000"
     assert of(play, "extra_stages=online-relabel").memory > 200_000 * 64 * 64 * 3
     assert of(play) == small
+    assert of(workers=3).memory - of(workers=2).memory > 500_000_000
     shared = of("stage1.batch_size=64", devices=2)
     assert batch.memory < shared.memory < 2 * batch.memory
     assert shared.gpu_memory < batch.gpu_memory

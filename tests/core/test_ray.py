@@ -60,7 +60,7 @@ class _Work:
     def command(self) -> list[str]:
         raise AssertionError("Ray unpickles jobs")
 
-    def needs(self) -> Needs:
+    def needs(self, threads: int) -> Needs:
         return Needs(disk=1, memory=50_000_000, gpu_memory=1)
 
     def __call__(self, device: str, progress: Progress) -> None:

@@ -38,7 +38,7 @@ class _Shell:
     def command(self) -> list[str]:
         return ["bash", "-c", self.line]
 
-    def needs(self) -> Needs:
+    def needs(self, threads: int) -> Needs:
         return Needs(disk=1, memory=50_000_000, gpu_memory=1)
 
     def __call__(self, device: str, progress: Progress) -> None:

@@ -66,8 +66,8 @@ class Job(Protocol):
     @property
     def devices(self) -> int: ...
 
-    def needs(self) -> Needs:
-        """What it will take, before it starts."""
+    def needs(self, threads: int) -> Needs:
+        """What it will take on so many CPU threads, before it starts."""
 
     def __call__(self, device: str, progress: Progress) -> None:
         """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it; the first of its devices."""

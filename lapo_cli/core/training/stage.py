@@ -204,16 +204,28 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
     return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped=not begun)
 
 
+def is_finished(ctx: Context, stage: Stage) -> bool:
+    """Whether :func:`run_stage` would have nothing to do; raises as that does."""
+    done = None if ctx.fresh else ctx.seed_dir.stage(stage.name).done()
+    return done is not None and done["key"] == fingerprint(_key_to_go_on(ctx, stage))
+
+
 def _begin(ctx: Context, stage: Stage, folder: StageDir, device: str) -> tuple[str, bool]:
     """The precision to work in, and whether there is anything to do."""
-    key = stage_key(ctx, stage)
-    if ctx.config.precision == "auto" and not ctx.fresh:
-        earlier = folder.try_read_config()
-        same = {**key, "precision": earlier.get("precision")}
-        if earlier.get("key") == fingerprint(same):
-            key = same
+    key = _key_to_go_on(ctx, stage)
     begun = folder.begin(key, fresh=ctx.fresh, label=stage.label, device=device)
     return key["precision"], begun
+
+
+def _key_to_go_on(ctx: Context, stage: Stage) -> dict[str, Any]:
+    """The key of a stage, in the precision of what there is of it where that is left to us."""
+    key = stage_key(ctx, stage)
+    if ctx.config.precision == "auto" and not ctx.fresh:
+        earlier = ctx.seed_dir.stage(stage.name).try_read_config()
+        same = {**key, "precision": earlier.get("precision")}
+        if earlier.get("key") == fingerprint(same):
+            return same
+    return key
 
 
 def require_stage(ctx: Context, name: str) -> StageDir:
