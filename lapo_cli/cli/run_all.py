@@ -92,6 +92,7 @@ def run_all(
         options = execution.options(
             wandb=logging.wandb,
             jobs=jobs,
+            side_by_side=jobs != 1 or launcher != "local",
             launcher=launcher,
             launcher_settings=tuple(launcher_set or ()),
             scratch=scratch,
@@ -142,7 +143,7 @@ def run_chain(
         from lapo_cli.core.run_dir import RunDir
 
         run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or DEFAULT_PRESET)
-        options = execution.options(wandb=logging.wandb, scratch=scratch, baselines=baselines)
+        options = execution.options(wandb=logging.wandb, side_by_side=True, scratch=scratch, baselines=baselines)
         results = pipeline.run_chain(run, game, seed, options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 

@@ -39,8 +39,9 @@ class Options:
         data_dir: root of the frame stores.
         fresh: start stages over instead of resuming or skipping them.
         wandb: log to Weights & Biases too.
-        jobs: games and seeds side by side, each with its share of the CPU, on which its last stages run side by side
-            too; 1 for one stage at a time, None for what suits the launcher.
+        jobs: games and seeds side by side; None for what suits the launcher.
+        side_by_side: on a CPU, run the stages of a game and seed that no other one needs in processes of their own, one
+            for each thread. These know built-in stages and those of plugins, and not what a script registers.
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
         launcher_settings: its settings, as ``KEY=VALUE`` words.
         scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
@@ -53,6 +54,7 @@ class Options:
     fresh: bool = False
     wandb: bool = False
     jobs: int | None = None
+    side_by_side: bool = False
     launcher: str = "local"
     launcher_settings: tuple[str, ...] = ()
     scratch: Path | None = None
@@ -130,7 +132,8 @@ class Chain:
         config, options = self.run.config, self.options
         stores = (not store_path(options.data_dir, self.game, "train").exists()) + (options.scratch is not None)
         stages = chain(config, baselines=options.baselines)
-        workers = 1 if self.devices > 1 or options.jobs == 1 else max(1, min(threads, len(branches(stages))))
+        apart = len(branches(stages)) if options.side_by_side and self.devices == 1 else 1
+        workers = max(1, min(threads, apart))
         return needs(config, stages, stores=stores, devices=self.devices, workers=workers)
 
     def __call__(self, device: str, progress: Progress) -> None:
@@ -182,13 +185,12 @@ class Chain:
         return [results[stage.name] for stage in included]
 
     def _workers(self, ctx: Context) -> int:
-        """How many processes may share the work.
+        """How many processes may share the last stages.
 
         On a CPU one for each thread: a second thread saves a training of this size a fifth of its time at most.
         """
-        if ctx.compute.is_cuda or self.options.jobs == 1 or distributed.world_size() > 1:
-            return 1
-        return torch.get_num_threads()
+        alone = not self.options.side_by_side or ctx.compute.is_cuda or distributed.world_size() > 1
+        return 1 if alone else torch.get_num_threads()
 
     def _run_branches(self, ctx: Context, apart: list[Stage]) -> dict[str, StageResult]:
         """Run and evaluate stages that no other one needs, side by side; an error of one is raised after the others."""

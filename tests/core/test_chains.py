@@ -149,14 +149,14 @@ def test_the_last_stages_side_by_side_are_those_of_one_process(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
     alone = RunDir.create(tmp_path / "alone", tiny(), "paper")
-    expected = run_chain(alone, "maze", 0, Options("cpu", data_dir, jobs=1), Silent())
+    expected = run_chain(alone, "maze", 0, Options("cpu", data_dir), Silent())
     shutil.copytree(alone.path, tmp_path / "beside")
     beside = RunDir.open(tmp_path / "beside")
     for name in ("offline", "online", "scratch", "evaluation", "measurements"):
         shutil.rmtree(beside.seed_dir("maze", 0).path / name)
-    notes = _Said()
+    notes, options = _Said(), Options("cpu", data_dir, side_by_side=True)
     with _threads(2):
-        results = run_chain(beside, "maze", 0, Options("cpu", data_dir), notes)
+        results = run_chain(beside, "maze", 0, options, notes)
     assert _weights(beside.path) == _weights(alone.path)
     assert _evaluations(beside.path) == _evaluations(alone.path) != {}
     assert [replace(result, path=Path()) for result in results] == [
@@ -166,7 +166,7 @@ def test_the_last_stages_side_by_side_are_those_of_one_process(
     assert any(title.startswith("maze/0 evaluating") for title in notes.tasks)
 
     with _threads(2):
-        assert all(result.skipped for result in run_chain(beside, "maze", 0, Options("cpu", data_dir), Silent()))
+        assert all(result.skipped for result in run_chain(beside, "maze", 0, options, Silent()))
 
 
 def test_a_last_stage_that_fails_stops_none_beside_it(
@@ -177,7 +177,7 @@ def test_a_last_stage_that_fails_stops_none_beside_it(
     (seed_dir.path / "online").mkdir(parents=True)
     (seed_dir.path / "online" / "done.json").write_text("{}")
     with _threads(2):
-        summary = run_all(run, ["maze"], [0], Options("cpu", data_dir), Silent())
+        summary = run_all(run, ["maze"], [0], Options("cpu", data_dir, side_by_side=True), Silent())
     (failure,) = summary.failures
     assert "online/done.json" in failure.message
     assert seed_dir.stage("scratch").done() is not None
