@@ -65,6 +65,14 @@ Scratch = Annotated[
         show_default="none",
     ),
 ]
+Serial = Annotated[
+    bool,
+    typer.Option(
+        "--serial",
+        help="Run the stages of a game that no other stage needs one after another too. By default they run in "
+        "parallel on a CPU, one for each thread, which takes more memory.",
+    ),
+]
 Baselines = Annotated[
     bool,
     typer.Option(

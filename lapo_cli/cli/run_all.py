@@ -19,6 +19,7 @@ from lapo_cli.cli.options import (
     RunPreset,
     Scratch,
     Seed,
+    Serial,
     share,
 )
 from lapo_cli.cli.tables import plan_table, stage_table, summary_parts
@@ -44,8 +45,7 @@ def run_all(
         int | None,
         typer.Option(
             min=1,
-            help="Games and seeds to run in parallel, each with its GPUs or an equal share of the CPU. Given as 1, the "
-            "last stages of a game are not run in parallel either, which takes less memory.",
+            help="Games and seeds to run in parallel, each with its GPUs or an equal share of the CPU.",
             show_default="1; on a cluster, as many as it has room for",
         ),
     ] = None,
@@ -64,6 +64,7 @@ def run_all(
     ] = None,
     scratch: Scratch = None,
     devices: ChainDevices = 1,
+    serial: Serial = False,
     baselines: Baselines = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would run and what is finished; run nothing.")
@@ -92,7 +93,7 @@ def run_all(
         options = execution.options(
             wandb=logging.wandb,
             jobs=jobs,
-            side_by_side=jobs != 1 or launcher != "local",
+            side_by_side=not serial,
             launcher=launcher,
             launcher_settings=tuple(launcher_set or ()),
             scratch=scratch,
@@ -122,6 +123,7 @@ def run_chain(
     run_dir: Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/PRESET")] = None,
     scratch: Scratch = None,
     devices: Devices = 1,
+    serial: Serial = False,
     baselines: Baselines = False,
 ) -> None:
     """Run all of one game and seed: what 'run-all' does for each, as a job of its own.
@@ -143,7 +145,7 @@ def run_chain(
         from lapo_cli.core.run_dir import RunDir
 
         run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or DEFAULT_PRESET)
-        options = execution.options(wandb=logging.wandb, side_by_side=True, scratch=scratch, baselines=baselines)
+        options = execution.options(wandb=logging.wandb, side_by_side=not serial, scratch=scratch, baselines=baselines)
         results = pipeline.run_chain(run, game, seed, options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))
 

@@ -15,7 +15,7 @@ from lapo_cli.core.compute import Compute, resolve
 from lapo_cli.core.config import Config
 from lapo_cli.core.data.download import copy_stores, ensure_stores
 from lapo_cli.core.data.store import store_path
-from lapo_cli.core.errors import DeviceError, LapoError, UsageError
+from lapo_cli.core.errors import DeviceError, LapoError, UsageError, describe, one_line
 from lapo_cli.core.evaluation.evaluate import candidates, episodic_returns
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.launchers.base import Needs, run_command
@@ -40,8 +40,8 @@ class Options:
         fresh: start stages over instead of resuming or skipping them.
         wandb: log to Weights & Biases too.
         jobs: games and seeds side by side; None for what suits the launcher.
-        side_by_side: on a CPU, run the stages of a game and seed that no other one needs in processes of their own, one
-            for each thread. These know built-in stages and those of plugins, and not what a script registers.
+        side_by_side: on a CPU, run the last stages of a game and seed, which no other stage needs, in processes of
+            their own, one for each thread. These know built-in stages and those of plugins, and no others.
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
         launcher_settings: its settings, as ``KEY=VALUE`` words.
         scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
@@ -122,6 +122,7 @@ class Chain:
         words += ["--run-dir", self.folder, "--data-dir", options.data_dir, "--device", options.device]
         words += [] if options.scratch is None else ["--scratch", options.scratch]
         words += [] if self.devices == 1 else ["--devices", str(self.devices)]
+        words += [] if options.side_by_side else ["--serial"]
         words += ["--wandb"] * options.wandb + ["--baselines"] * options.baselines
         words += [word for plugin in loaded_plugins() for word in ("--plugin", plugin)]
         words += [word for override in self.run.overrides() for word in ("--set", override)]
@@ -132,8 +133,8 @@ class Chain:
         config, options = self.run.config, self.options
         stores = (not store_path(options.data_dir, self.game, "train").exists()) + (options.scratch is not None)
         stages = chain(config, baselines=options.baselines)
-        apart = len(branches(stages)) if options.side_by_side and self.devices == 1 else 1
-        workers = max(1, min(threads, apart))
+        side_by_side = options.side_by_side and self.devices == 1
+        workers = max(1, min(threads, len(last_stages(stages)))) if side_by_side else 1
         return needs(config, stages, stores=stores, devices=self.devices, workers=workers)
 
     def __call__(self, device: str, progress: Progress) -> None:
@@ -156,8 +157,9 @@ class Chain:
         if options.scratch is not None and not distributed.is_one_machine():
             raise UsageError("--scratch is for the processes of one machine: leave it out under torchrun on several.")
         ctx = context_of(self.run, self.run.seed_dir(self.game, self.seed), options, progress)
+        workers = self._workers(ctx)
         # Before the lock, which makes the folder of the game: without data there is to be none.
-        distributed.on_main(lambda: self._get_data(progress))
+        distributed.on_main(lambda: self._get_data(workers, progress))
         if options.scratch is not None:
             ctx = replace(ctx, data_dir=options.scratch)
         results: dict[str, StageResult] = {}
@@ -170,41 +172,55 @@ class Chain:
                     included.append(stage)
                 else:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
-            apart = branches(included) if self._workers(ctx) > 1 else []
+            last = last_stages(included) if workers > 1 else []
+            waiting: list[Stage] = []
             for stage in included:
-                if stage in apart and not _is_finished(ctx, stage):
+                if stage in last and not _is_finished(ctx, stage):
+                    waiting.append(stage)
                     continue
+                if waiting and stage not in last:  # Or what comes later could keep them from being run at all.
+                    results |= self._run_branches(ctx, waiting, workers)
+                    waiting = []
                 work = partial(stages.run_stage, ctx, stage)
                 results[stage.name] = work() if stage.parallel else distributed.on_main(work)
                 if results[stage.name].skipped:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
-            apart = [stage for stage in apart if stage.name not in results]
-            if apart:
-                results |= self._run_branches(ctx, apart)
+            if waiting:
+                results |= self._run_branches(ctx, waiting, workers)
             distributed.on_main(lambda: _evaluate(ctx))
         return [results[stage.name] for stage in included]
 
     def _workers(self, ctx: Context) -> int:
         """How many processes may share the last stages.
 
-        On a CPU one for each thread: a second thread saves a training of this size a fifth of its time at most.
+        On a CPU one for each thread: a second thread saves a training of small networks a fifth of its time at most.
         """
         alone = not self.options.side_by_side or ctx.compute.is_cuda or distributed.world_size() > 1
         return 1 if alone else torch.get_num_threads()
 
-    def _run_branches(self, ctx: Context, apart: list[Stage]) -> dict[str, StageResult]:
-        """Run and evaluate stages that no other one needs, side by side; an error of one is raised after the others."""
-        options = replace(self.options, data_dir=ctx.data_dir)
-        works = [Branch(replace(self, options=options), stage.name) for stage in apart]
-        devices = [str(ctx.compute.device)] * min(self._workers(ctx), len(works))
-        errors = [error for _, error in side_by_side(works, devices, ctx.progress) if error is not None]
-        if errors:
-            raise errors[0]
-        return {stage.name: replace(stages.run_stage(ctx, stage), skipped=False) for stage in apart}
+    def _run_branches(self, ctx: Context, waiting: list[Stage], workers: int) -> dict[str, StageResult]:
+        """Run and evaluate last stages side by side.
 
-    def _get_data(self, progress: Progress) -> None:
+        Raises:
+            Exception: what the first of those in ``waiting`` failed with that did; the others are finished by then.
+        """
+        of = replace(self, options=replace(self.options, data_dir=ctx.data_dir))
+        branches = [Branch(of, stage.name) for stage in waiting]
+        devices = [str(ctx.compute.device)] * min(workers, len(branches))
+        errors = {}
+        for branch, error in side_by_side(branches, devices, ctx.progress):
+            if error is not None:
+                errors[branch.stage] = error
+                said = one_line(str(error)) if isinstance(error, LapoError) else describe(error)
+                ctx.progress.log(f"{branch.title} stopped: {said}")
+        for branch in branches:
+            if branch.stage in errors:
+                raise errors[branch.stage]
+        return {stage.name: replace(stages.run_stage(ctx, stage), skipped=False) for stage in waiting}
+
+    def _get_data(self, workers: int, progress: Progress) -> None:
         options, data = self.options, self.run.config.data
-        progress.log(f"{self.title} needs {self.needs(torch.get_num_threads())}.")
+        progress.log(f"{self.title} needs {self.needs(workers)}.")
         ensure_stores(self.game, options.data_dir, data.source, data.max_frames, progress)
         if options.scratch is not None:
             copy_stores(self.game, options.data_dir, options.scratch, progress)
@@ -234,7 +250,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Branch:
-    """A stage of a chain that no other one needs, and the evaluation of its policies, as work for a process.
+    """A last stage of a chain and the evaluation of its policies, as work for a process.
 
     The process that starts it holds the lock of the game and seed.
     """
@@ -258,8 +274,8 @@ class Branch:
                     episodic_returns(ctx, candidate)
 
 
-def branches(included: list[Stage]) -> list[Stage]:
-    """The stages that no other one needs, so that they can be run in any order."""
+def last_stages(included: list[Stage]) -> list[Stage]:
+    """The stages that no other one needs, so that they can be run side by side."""
     needed = {name for stage in included for name in stage.requires}
     return [stage for stage in included if stage.name not in needed]
 

@@ -43,6 +43,12 @@ class MissingInputError(UsageError):
     """Data or an earlier stage that the requested work needs is not there."""
 
 
+class WorkerKilledError(LapoError):
+    """A process was killed by a signal. Exit code 137, as if it had been this one, so that schedulers try again."""
+
+    exit_code = 137
+
+
 class CorruptDataError(LapoError):
     """A file that is truncated, altered or of the wrong shape."""
 

@@ -189,8 +189,7 @@ def set_aside(path: Path) -> None:
 def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -> Iterator[None]:
     """Hold a lock until the block or the process ends, however it ends. The parent folder is made.
 
-    It is a ``flock``: file systems that are shared between machines have to pass it on (NFS version 4 does). Locks of
-    the same name followed by ``-`` count too: those of workers that may outlive a process that was killed.
+    It is a ``flock``: file systems that are shared between machines have to pass it on (NFS version 4 does).
 
     Args:
         wait: wait for as long as another process holds the lock, and report there that one does.
@@ -210,12 +209,19 @@ def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -
         wait.log(f"Waiting for another lapo process that works in {lock_file.parent}.")
         lock.acquire(poll_interval=_POLL_SECONDS)
     try:
-        for worker in lock_file.parent.glob(f"{lock_file.name}-*"):
-            with exclusive(worker, error, wait):
-                pass
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def exclusive_of_workers(lock_file: Path, error: LapoError, wait: Progress | None = None) -> Iterator[None]:
+    """The same, once no lock of this name followed by ``-`` is held: workers may outlive a process that was killed."""
+    with exclusive(lock_file, error, wait):
+        for worker in lock_file.parent.glob(f"{glob.escape(lock_file.name)}-*"):
+            with exclusive(worker, error, wait):
+                pass
+        yield
 
 
 def parse_json(text: str | bytes) -> Any:

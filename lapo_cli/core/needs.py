@@ -37,7 +37,8 @@ def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int 
     frame_bytes = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
     play = frame_bytes * max((stage.kept_frames(config) for stage in stages), default=0)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
-    memory = devices * process + (max(batch, play) if workers == 1 else batch + workers * process + play)
+    # No training of a worker is larger than that of stage 1; what that took its process keeps.
+    memory = devices * process + max(batch, play) if workers == 1 else (1 + workers) * (process + batch) + play
     return Needs(
         disk=stores * config.data.max_frames * frame_bytes + latents + 3 * 4 * parameters,
         memory=memory,

@@ -12,8 +12,7 @@ and only when, an input or a section of the configuration that it depends on has
 unfinished and resumes from ``state.pt``. An expert also keeps weights of earlier steps, ``step-<n>.safetensors``. No
 result is deleted: a stage that is replaced is renamed to ``<stage>.old-<n>``.
 
-Weights, ``state.pt``, ``done.json`` and ``config.yaml`` are checked against digests when they are read: what was
-altered is refused.
+Weights, ``state.pt``, ``done.json`` and ``config.yaml`` are checked against digests: what was altered is refused.
 """
 
 import hashlib
@@ -44,6 +43,7 @@ from lapo_cli.core.files import (
     atomic_write_json,
     atomic_write_text,
     exclusive,
+    exclusive_of_workers,
     parse_json,
     read_json,
     read_yaml,
@@ -311,7 +311,7 @@ class SeedDir:
         Raises:
             RunDirError: another process does, and ``wait`` is None.
         """
-        return exclusive(self.path / _LOCK, _busy(self.path), wait)
+        return exclusive_of_workers(self.path / _LOCK, _busy(self.path), wait)
 
     def lock_worker(self, name: str) -> AbstractContextManager[None]:
         """In a worker of the process that holds the lock: keep it held until this worker has ended too."""

@@ -1,7 +1,7 @@
-"""Runs work in processes of its own, several at a time.
+"""Runs pieces of work: one after another in this process, or several at a time in processes of their own.
 
-A process does one piece of work. It never outlives the one that started it: when that is interrupted, terminated or
-killed, the work is interrupted too, writes its checkpoint and releases its locks.
+A process does one piece. When the one that started it is interrupted, terminated or killed, the work is interrupted
+too, writes its checkpoint and releases its locks, and the process ends within a minute.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from lapo_cli.core.errors import LapoError, sendable
+from lapo_cli.core.errors import WorkerKilledError, sendable
 from lapo_cli.core.interrupts import INTERRUPTED, deliver, exit_at_once, interrupting, postponed
 from lapo_cli.core.plugins import load_plugin, loaded_plugins
 from lapo_cli.core.progress import Progress, Relay, Replay
@@ -50,8 +50,9 @@ def side_by_side(
 ) -> Iterator[tuple[_W, Exception | None]]:
     """Do all of it, as many at a time as there are devices; what fails stops nothing else.
 
-    With one device in this process, else in processes that have an equal share of the CPU each. When the iterator is
-    closed, or KeyboardInterrupt is raised in it, what is under way is stopped and gets the time to write a checkpoint.
+    With one device in this process, else in processes that have an equal share of this one's threads each. When the
+    iterator is closed, or KeyboardInterrupt is raised in it, what is under way is stopped and gets the time to write a
+    checkpoint.
 
     Args:
         works: what is to be done; other processes load :func:`lapo_cli.core.plugins.loaded_plugins` before.
@@ -80,6 +81,9 @@ def _one_by_one(works: Sequence[_W], device: str, progress: Progress) -> Iterato
 def _in_processes(
     works: Sequence[_W], devices: Sequence[str], progress: Progress
 ) -> Iterator[tuple[_W, Exception | None]]:
+    import torch  # Late, because it is slow to load and the command line lists launchers.
+
+    threads = max(1, torch.get_num_threads() // len(devices))
     waiting, free = deque(works), deque(devices)
     working: dict[Connection, _Worker[_W]] = {}
     resource_tracker.ensure_running()  # Else it is started with the first process, and ends the postponement below.
@@ -87,7 +91,7 @@ def _in_processes(
         while waiting or working:
             while waiting and free:
                 with postponed():  # Else one that comes before the worker is noted would leave it behind.
-                    worker = _Worker(waiting.popleft(), free.popleft(), len(devices), progress)
+                    worker = _Worker(waiting.popleft(), free.popleft(), threads, progress)
                     working[worker.events] = worker
             for events in wait(list(working), _POLL_SECONDS):
                 assert isinstance(events, Connection)
@@ -108,14 +112,14 @@ class _Worker(Generic[_W]):
         outcome: what it failed with, or None; valid once the process has ended.
     """
 
-    def __init__(self, work: _W, device: str, beside: int, progress: Progress) -> None:
+    def __init__(self, work: _W, device: str, threads: int, progress: Progress) -> None:
         self.work, self.device = work, device
         self.replay = Replay(progress)
-        self.outcome: Exception | None = LapoError(
-            "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs, or --jobs 1."
+        self.outcome: Exception | None = WorkerKilledError(
+            "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs or with --serial."
         )
         self.events, theirs = multiprocessing.Pipe(duplex=False)
-        arguments = (theirs, loaded_plugins(), pickle.dumps(work), device, beside)
+        arguments = (theirs, loaded_plugins(), pickle.dumps(work), device, threads)
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(target=_work, args=arguments, name=work.title)
         self.process.start()
@@ -153,7 +157,7 @@ def _stop(workers: Sequence[_Worker[_W]]) -> None:
         raise
 
 
-def _work(events: Connection, plugins: list[Path], work: bytes, device: str, beside: int) -> None:
+def _work(events: Connection, plugins: list[Path], work: bytes, device: str, threads: int) -> None:
     """The whole life of a worker; signals are postponed when it starts."""
     exit_at_once()
     # Threads inherit that signals are postponed, so that they interrupt the main thread and no other.
@@ -168,7 +172,7 @@ def _work(events: Connection, plugins: list[Path], work: bytes, device: str, bes
                     load_plugin(plugin)
                 import torch
 
-                torch.set_num_threads(max(1, torch.get_num_threads() // beside))
+                torch.set_num_threads(threads)
                 pickle.loads(work)(device, Relay(sender.send))
             except Exception as caught:
                 error = caught

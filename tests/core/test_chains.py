@@ -8,23 +8,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lapo_cli
-from lapo_cli.core.chains import chain
+from lapo_cli.core.chains import Chain, chain
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import RunDirError, UsageError
 from lapo_cli.core.launchers.base import Needs
 from lapo_cli.core.needs import needs
 from lapo_cli.core.pipeline import Options, run_all, run_chain
 from lapo_cli.core.progress import Silent, Task
-from lapo_cli.core.run_dir import RunDir, StageDir
+from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
 from lapo_cli.core.training.metrics import read_metrics
 from tests.core.tiny_config import TINY
 
@@ -130,6 +131,30 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path, board: Pat
     assert "check the path and its permissions" in failure.message
 
 
+def test_what_a_chain_needs_counts_the_processes_that_it_will_start(
+    tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.prepare(tmp_path / "run", tiny(), "paper")
+
+    def of(threads: int, **options: Any) -> int:
+        return Chain(run, "maze", 0, Options(data_dir=tmp_path, **options)).needs(threads).memory
+
+    assert of(2) == of(1) == of(1, side_by_side=True)
+    assert of(1) < of(2, side_by_side=True) < of(3, side_by_side=True) == of(64, side_by_side=True)
+    assert of(64, side_by_side=True, devices=2) == of(1, devices=2)
+
+
+def test_a_worker_locks_its_stage_alone_and_its_game_and_seed_for_others(tmp_path: Path) -> None:
+    seed_dir = SeedDir(tmp_path / "seed-0", "maze", 0)
+    with seed_dir.lock_worker("online-relabel"):
+        with seed_dir.lock_worker("online"):
+            pass
+        with pytest.raises(RunDirError, match="Another lapo process"), seed_dir.lock():
+            pass
+    with seed_dir.lock():
+        pass
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """So many threads in this process; those that it starts have one all the same."""
@@ -148,22 +173,23 @@ def _evaluations(run: Path) -> dict[str, str]:
 def test_the_last_stages_side_by_side_are_those_of_one_process(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
-    alone = RunDir.create(tmp_path / "alone", tiny(), "paper")
+    small = ("extra_stages=online-relabel", "relabel.env_steps=256", "relabel.idm_steps=4", "relabel.steps=4")
+    alone = RunDir.create(tmp_path / "alone", tiny(*small), "paper")
     expected = run_chain(alone, "maze", 0, Options("cpu", data_dir), Silent())
     shutil.copytree(alone.path, tmp_path / "beside")
     beside = RunDir.open(tmp_path / "beside")
-    for name in ("offline", "online", "scratch", "evaluation", "measurements"):
+    for name in ("offline", "online", "online-relabel", "scratch", "evaluation", "measurements"):
         shutil.rmtree(beside.seed_dir("maze", 0).path / name)
     notes, options = _Said(), Options("cpu", data_dir, side_by_side=True)
-    with _threads(2):
+    with _threads(4):
         results = run_chain(beside, "maze", 0, options, notes)
     assert _weights(beside.path) == _weights(alone.path)
     assert _evaluations(beside.path) == _evaluations(alone.path) != {}
     assert [replace(result, path=Path()) for result in results] == [
         replace(result, path=Path(), skipped=result.stage in ("idm", "policy")) for result in expected
     ]
-    assert any(title.startswith("maze/0 PPO from scratch") for title in notes.tasks)
-    assert any(title.startswith("maze/0 evaluating") for title in notes.tasks)
+    assert any(title.startswith("maze/0 evaluating LAPO") for title in notes.tasks)
+    assert notes.most_open > 1
 
     with _threads(2):
         assert all(result.skipped for result in run_chain(beside, "maze", 0, options, Silent()))
@@ -215,10 +241,16 @@ class _Said(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.tasks: list[str] = []
+        self.open = self.most_open = 0
 
-    def task(self, name: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
         self.tasks.append(name)
-        return super().task(name, total, unit, done)
+        self.open += 1
+        self.most_open = max(self.open, self.most_open)
+        with super().task(name, total, unit, done) as task:
+            yield task
+        self.open -= 1
 
     def log(self, message: str) -> None:
         self.lines.append(message)
@@ -237,7 +269,7 @@ def test_needs_grow_with_what_is_trained(tiny: Callable[..., Config]) -> None:
     play = "relabel.env_steps=200000"
     assert of(play, "extra_stages=online-relabel").memory > 200_000 * 64 * 64 * 3
     assert of(play) == small
-    assert of(workers=3).memory - of(workers=2).memory > 500_000_000
+    assert small.memory < of(workers=2).memory < of(workers=3).memory
     shared = of("stage1.batch_size=64", devices=2)
     assert batch.memory < shared.memory < 2 * batch.memory
     assert shared.gpu_memory < batch.gpu_memory

@@ -19,7 +19,7 @@ from filelock import FileLock
 import lapo_cli
 from lapo_cli.core import plugins
 from lapo_cli.core.config import Section
-from lapo_cli.core.errors import CorruptDataError, LapoError, UnknownNameError
+from lapo_cli.core.errors import CorruptDataError, UnknownNameError, WorkerKilledError
 from lapo_cli.core.interrupts import exit_at_once, interruptible, interrupting
 from lapo_cli.core.launchers.base import LAUNCHERS, Job, Launcher, run_command
 from lapo_cli.core.progress import Progress, Silent, Task
@@ -146,7 +146,7 @@ def test_processes_of_their_own_give_outcomes_and_progress_in_any_order(tmp_path
     assert found["last"] is None
     assert (tmp_path / "last").read_text() != str(os.getpid())
     assert "fewer --jobs" in str(found["die"])
-    assert isinstance(found["die"], LapoError)
+    assert isinstance(found["die"], WorkerKilledError)
     assert (type(found["fail"]), str(found["fail"])) == (CorruptDataError, "It is broken.")
     assert "left right" in str(found["unreadable"])
     assert [line for line in notes.said if line.startswith("last")] == [

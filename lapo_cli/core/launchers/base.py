@@ -16,6 +16,7 @@ from lapo_cli.core.files import human_bytes
 from lapo_cli.core.interrupts import end_with_parent
 from lapo_cli.core.progress import Progress
 from lapo_cli.core.registry import Registry
+from lapo_cli.core.workers import Work
 
 if TYPE_CHECKING:  # Slow to load, and the command line lists launchers.
     from lapo_cli.core.config import Section
@@ -44,18 +45,14 @@ class Needs:
         )
 
 
-class Job(Protocol):
-    """A piece of work that can be pickled; all it makes are files. Begun again, it goes on where it was.
+class Job(Work, Protocol):
+    """Work that, begun again, goes on where it was.
 
     Attributes:
-        title: what messages call it.
         command: the words of a command line that does the same work.
         folder: where files of the launcher itself may go, such as logs; the same for all jobs.
-        devices: how many GPUs, or processes on the CPU, it trains one model on.
+        devices: how many GPUs, or processes on the CPU, it trains one model on; it is called with the first of them.
     """
-
-    @property
-    def title(self) -> str: ...
 
     @property
     def command(self) -> list[str]: ...
@@ -67,10 +64,11 @@ class Job(Protocol):
     def devices(self) -> int: ...
 
     def needs(self, threads: int) -> Needs:
-        """What it will take on so many CPU threads, before it starts."""
+        """What it will take, before it starts.
 
-    def __call__(self, device: str, progress: Progress) -> None:
-        """Do the work on ``device``, as :func:`lapo_cli.core.compute.resolve` takes it; the first of its devices."""
+        Args:
+            threads: of the CPU that it computes on; 1 for a GPU.
+        """
 
 
 def run_command(words: Sequence[str], environment: Mapping[str, str], log: Path) -> None:

@@ -17,17 +17,17 @@ class Local(Launcher):
         self, jobs: Sequence[Job], *, slots: int | None, device: str, progress: Progress, settings: Section
     ) -> Iterator[tuple[Job, Exception | None]]:
         """See :meth:`Launcher.run`; ``slots`` is 1 if nothing else is said."""
-        yield from side_by_side(jobs, _devices(min(slots or 1, len(jobs)), device, jobs[0].devices), progress)
+        yield from side_by_side(jobs, _devices(jobs, max(1, min(slots or 1, len(jobs))), device), progress)
 
 
 LAUNCHERS.register(Local())
 
 
-def _devices(slots: int, device: str, each: int) -> list[str]:
+def _devices(jobs: Sequence[Job], slots: int, device: str) -> list[str]:
     """The first device of every slot: GPUs in turn, where the choice is left to us and there are any."""
     if slots > 1 and device in ("auto", "cuda"):
         import torch  # Late, because it is slow to load and the command line lists launchers.
 
         if torch.cuda.is_available():
-            return [f"cuda:{slot * each % torch.cuda.device_count()}" for slot in range(slots)]
+            return [f"cuda:{slot * jobs[0].devices % torch.cuda.device_count()}" for slot in range(slots)]
     return [device] * slots

@@ -146,7 +146,7 @@ def _run(
         gpus = devices * float(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
     if gpus == 0 and device == "auto":
         device = "cpu"  # Ray hides no GPU from a task that takes none.
-    cpus, memory = devices * settings.cpus, max(job.needs(int(settings.cpus)).memory for job in jobs)
+    cpus, memory = devices * settings.cpus, max(job.needs(1 if gpus else int(settings.cpus)).memory for job in jobs)
     _say_if_none_fits(ray, {"CPU": cpus, "GPU": gpus, "memory": float(memory)}, progress)
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=True

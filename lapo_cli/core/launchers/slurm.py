@@ -172,7 +172,7 @@ def _submitted(
 def _script(jobs: Sequence[Job], slots: int | None, device: str, settings: SlurmSettings, folder: Path) -> str:
     devices = jobs[0].devices
     gpus = settings.gpus if settings.gpus is not None else devices * (device != "cpu")
-    memory = settings.memory_mb or math.ceil(max(job.needs(settings.cpus).memory for job in jobs) / 1e6)
+    memory = settings.memory_mb or math.ceil(max(job.needs(1 if gpus else settings.cpus).memory for job in jobs) / 1e6)
     limit = "" if slots is None else f"%{slots}"
     options = [
         "--job-name=lapo",

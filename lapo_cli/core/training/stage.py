@@ -205,7 +205,11 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
 
 
 def is_finished(ctx: Context, stage: Stage) -> bool:
-    """Whether :func:`run_stage` would have nothing to do; raises as that does."""
+    """Whether :func:`run_stage` would have nothing to do.
+
+    Raises:
+        LapoError: there is a finished stage, which is damaged or whose inputs are not there.
+    """
     done = None if ctx.fresh else ctx.seed_dir.stage(stage.name).done()
     return done is not None and done["key"] == fingerprint(_key_to_go_on(ctx, stage))
 
