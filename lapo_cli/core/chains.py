@@ -211,8 +211,7 @@ class Chain:
         for branch, error in side_by_side(branches, devices, ctx.progress):
             if error is not None:
                 errors[branch.stage] = error
-                said = one_line(str(error)) if isinstance(error, LapoError) else describe(error)
-                ctx.progress.log(f"{branch.title} stopped: {said}")
+                ctx.progress.log(f"{branch.title} stopped: {what_stopped(error)}")
         for branch in branches:
             if branch.stage in errors:
                 raise errors[branch.stage]
@@ -278,6 +277,15 @@ def last_stages(included: list[Stage]) -> list[Stage]:
     """The stages that no other one needs, so that they can be run side by side."""
     needed = {name for stage in included for name in stage.requires}
     return [stage for stage in included if stage.name not in needed]
+
+
+def what_stopped(error: Exception) -> str:
+    """An error of a stage in one line, whatever it is."""
+    if isinstance(error, OSError):
+        error = files.as_lapo_error(error) or error
+    if isinstance(error, LapoError):
+        return one_line(str(error))
+    return f"{describe(error)}. The stage alone, with --debug, shows the traceback."
 
 
 def _is_finished(ctx: Context, stage: Stage) -> bool:

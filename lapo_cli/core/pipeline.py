@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from lapo_cli.core import distributed, files
-from lapo_cli.core.chains import Chain, chain, compute_of, context_of
+from lapo_cli.core.chains import Chain, chain, compute_of, context_of, what_stopped
 from lapo_cli.core.chains import Options as Options  # what every function here takes
 from lapo_cli.core.config import Config, Section, section_of
 from lapo_cli.core.config_loading import parse_settings
@@ -24,7 +24,6 @@ from lapo_cli.core.errors import (
     LapoError,
     MissingInputError,
     UsageError,
-    describe,
     one_line,
 )
 from lapo_cli.core.evaluation.evaluate import FOLDER as EVALUATION
@@ -314,11 +313,7 @@ def _chains(run: RunDir, games: list[str], seeds: list[int], options: Options) -
 
 def _failure(chain: Chain, error: Exception, progress: Progress) -> Failure:
     """Note what stopped one game and seed; whatever it was, the others continue."""
-    if isinstance(error, OSError):
-        error = files.as_lapo_error(error) or error
-    message = one_line(str(error))
-    if not isinstance(error, LapoError):
-        message = f"{describe(error)}. The stage alone, with --debug, shows the traceback."
+    message = what_stopped(error)
     progress.log(f"{chain.game}, seed {chain.seed} stopped: {message}")
     return Failure(chain.game, chain.seed, message)
 

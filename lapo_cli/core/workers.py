@@ -116,7 +116,7 @@ class _Worker(Generic[_W]):
         self.work, self.device = work, device
         self.replay = Replay(progress)
         self.outcome: Exception | None = WorkerKilledError(
-            "a process was killed, perhaps for lack of memory: run the same command with fewer --jobs or with --serial."
+            "A process was killed, perhaps for lack of memory: run the same command with --serial or with fewer --jobs."
         )
         self.events, theirs = multiprocessing.Pipe(duplex=False)
         arguments = (theirs, loaded_plugins(), pickle.dumps(work), device, threads)
