@@ -239,6 +239,9 @@ class OfflineConfig(Section):
         return self
 
 
+IdmNetwork = Literal["stage1", "policy"]
+
+
 class RelabelConfig(Section):
     """Labelling all frames, by their latent actions or from random play, then cloning the labels (arXiv:2602.02762)."""
 
@@ -255,6 +258,11 @@ class RelabelConfig(Section):
     )
     idm_steps: int = Field(
         2_000, ge=1, description="Online variant: updates of the inverse dynamics model on random play, as in stage 1."
+    )
+    idm_network: IdmNetwork = Field(
+        "stage1",
+        description="Online variant: that model is stage1's, fine-tuned, or a network of the policy's size and trunk "
+        "from random weights, which sees frames of the policy's size.",
     )
     play_temperature: float = Field(
         1.0,

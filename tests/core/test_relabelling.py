@@ -20,6 +20,7 @@ from lapo_cli.core.data.batches import gather_windows
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
 from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
 from lapo_cli.core.models.frames import normalize
+from lapo_cli.core.models.impala import CompactTrunk
 from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
@@ -28,7 +29,7 @@ from lapo_cli.core.stages.relabel import decoded_targets
 from lapo_cli.core.training.checkpoints import build_supervised_idm
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.inverse_dynamics import LabelledVideo, inferred_targets
+from lapo_cli.core.training.inverse_dynamics import LabelledVideo, inferred_targets, load_inverse_dynamics
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
 from lapo_cli.core.training.stage import stage_seed
 from tests.core.tiny_config import run
@@ -189,6 +190,40 @@ def test_the_model_of_random_play_is_the_network_of_stage_1_whatever_is_configur
     run(replace(ctx, config=ctx.config.model_copy(update={"model": larger})), "online-relabel")
     start, tuned = _weights(ctx, "idm"), _weights(ctx, "online-relabel/idm")
     assert all(value.shape == start[name].shape for name, value in tuned.items() if name.startswith("idm.trunk"))
+
+
+def test_the_model_of_random_play_may_be_a_fresh_network_of_the_policy_s_size(context: MakeContext) -> None:
+    still = [f"stage1.{key}=1e-9" for key in ("lr", "lr_start", "lr_end")]
+    policy = ("model.policy_trunk=compact", "model.policy_size=32", "model.frame_size=16")
+    ctx = context(*_SMALL, *policy, "relabel.idm_network=policy", "online.steps=384", *still, "stage1.weight_decay=0")
+    for name in ("idm", "policy", "online-relabel"):
+        run(ctx, name)
+    learnt = load_inverse_dynamics(ctx, StageDir(ctx.seed_dir.path / "online-relabel" / "idm"))
+    assert isinstance(learnt.trunk, CompactTrunk)
+    assert learnt.size == 32
+    torch.manual_seed(stage_seed(ctx, "online-relabel/idm"))
+    fresh = build_supervised_idm(ctx.config.model, 15, "policy")
+    for mine, its in zip(learnt.parameters(), fresh.parameters(), strict=True):
+        assert torch.allclose(mine, its, atol=1e-5)
+
+
+def test_no_more_frames_are_labelled_than_the_clone_draws(
+    context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[NDArray[np.int64]] = []
+
+    def targets(ctx: Context, idm: Any, video: Any, windows: NDArray[np.int64], *args: Any) -> Targets:
+        seen.append(windows)
+        return inferred_targets(ctx, idm, video, windows, *args)
+
+    monkeypatch.setattr(online_relabel, "inferred_targets", targets)
+    ctx = context(*_SMALL, "relabel.steps=3", "stage2.batch_size=8", "online.steps=384")
+    for name in ("idm", "policy", "online-relabel"):
+        run(ctx, name)
+    (windows,) = seen
+    assert len(windows) == 24
+    assert (np.diff(windows) > 0).all()
+    assert np.isin(windows, ctx.open_store("train").video().windows(ctx.config.data.max_frames)).all()
 
 
 def test_held_out_frames_need_no_actions(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lapo_cli.core.models.frames import stack_frames
-from lapo_cli.core.models.impala import HIDDEN, ImpalaTrunk
+from lapo_cli.core.models.impala import HIDDEN, TRUNKS
 from lapo_cli.core.models.quantizers.base import Quantized, Quantizer
 
 _DIFFERENCE_GAIN = 7.0
@@ -18,12 +18,13 @@ class InverseDynamics(nn.Module):
         scale: k of the trunk.
         size: pixels per side of the frames.
         out: logits of true actions, or numbers of a latent action.
+        trunk: which of :data:`TRUNKS`.
     """
 
-    def __init__(self, scale: int, size: int, out: int) -> None:
+    def __init__(self, scale: int, size: int, out: int, trunk: str = "impala") -> None:
         super().__init__()
         self.size = size
-        self.trunk = ImpalaTrunk(9, scale, size)
+        self.trunk = TRUNKS[trunk](9, scale, size)
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
         self.head = nn.Linear(HIDDEN, out)
 

@@ -1,7 +1,7 @@
 """Stage 3, online, by relabelling: learn from the agent's own play what the video's actions are, clone them, then PPO.
 
-Random play gives labelled transitions for nothing. Stage 1's inverse dynamics model, fine-tuned on them, labels the
-whole video, and a clone of it is where PPO starts (the order of BCV-LR, arXiv:2512.21586).
+Random play gives labelled transitions for nothing. An inverse dynamics model, stage 1's or a fresh one, is trained on
+them and labels the video, and a clone of that is where PPO starts (the order of BCV-LR, arXiv:2512.21586).
 """
 
 from contextlib import closing
@@ -66,21 +66,27 @@ def _play_steps(ctx: Context) -> int:
 
 
 def _learn_actions(ctx: Context, folder: StageDir) -> dict[str, Any]:
-    title, idm = "inverse dynamics model of random play", load_idm(ctx)
-    # The network is that of stage 1, whatever is configured now.
-    of_stage1 = replace(ctx, config=ctx.config.model_copy(update={"model": model_of(idm_about(ctx))}))
-    played, steps = _random_play(ctx), ctx.config.relabel.idm_steps
-    return train_inverse_dynamics(of_stage1, _NAME, folder, title, played, steps, idm)
+    config, title, start = ctx.config.relabel, "inverse dynamics model of random play", None
+    played = _random_play(ctx)
+    if config.idm_network == "stage1":
+        start = load_idm(ctx)
+        # The network is that of stage 1, whatever is configured now.
+        ctx = replace(ctx, config=ctx.config.model_copy(update={"model": model_of(idm_about(ctx))}))
+    return train_inverse_dynamics(ctx, _NAME, folder, title, played, config.idm_steps, start, config.idm_network)
 
 
 def _clone(ctx: Context, idm: StageDir, folder: StageDir) -> dict[str, Any]:
-    video = ctx.open_store("train").video()
+    video, (settings, start) = ctx.open_store("train").video(), clone_settings(ctx)
     windows = video.windows(ctx.config.data.max_frames)
+    drawn = settings.steps * settings.batch_size
+    if drawn < len(windows):  # More would be labelled for nothing.
+        rng = np.random.default_rng(stage_seed(ctx, "windows to label"))
+        windows = np.sort(rng.choice(windows, drawn, replace=False))
     # Several actions may do nothing. Random play takes them far more often than demonstrators do, so that its model
     # gives them too much probability; a temperature below 1 reduces that.
     temperature = ctx.config.relabel.play_temperature
     targets = inferred_targets(ctx, load_inverse_dynamics(ctx, idm), video, windows, temperature)
-    return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
+    return clone(ctx, _NAME, folder, "clone of what random play explains", targets, settings, start)
 
 
 def _random_play(ctx: Context) -> LabelledVideo:
