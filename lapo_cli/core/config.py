@@ -105,6 +105,10 @@ class DataConfig(Section):
     max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames: 80 chunks of 32,768.")
 
 
+Trunk = Literal["impala", "light", "compact"]
+"""Keys of :data:`TRUNKS`."""
+
+
 class ModelConfig(Section):
     """Sizes of the networks (paper, appendix A)."""
 
@@ -121,9 +125,10 @@ class ModelConfig(Section):
     policy_scale: int = Field(
         4, ge=1, le=16, description="Channel multiplier k of the trunk of the policy and the baselines."
     )
-    policy_trunk: Literal["impala", "compact"] = Field(
+    policy_trunk: Trunk = Field(
         default="impala",
-        description="Trunk of the policy and the baselines: impala, the paper's, or compact, which costs less.",
+        description="Trunk of the policy and the baselines: impala, the paper's, or light or compact, which cost less "
+        "and least.",
     )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
@@ -239,9 +244,6 @@ class OfflineConfig(Section):
         return self
 
 
-IdmNetwork = Literal["stage1", "policy"]
-
-
 class RelabelConfig(Section):
     """Labelling all frames, by their latent actions or from random play, then cloning the labels (arXiv:2602.02762)."""
 
@@ -259,10 +261,10 @@ class RelabelConfig(Section):
     idm_steps: int = Field(
         2_000, ge=1, description="Online variant: updates of the inverse dynamics model on random play, as in stage 1."
     )
-    idm_network: IdmNetwork = Field(
+    idm_network: Literal["stage1"] | Trunk = Field(
         "stage1",
-        description="Online variant: that model is stage1's, fine-tuned, or a network of the policy's size and trunk "
-        "from random weights, which sees frames of the policy's size.",
+        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk (impala, light, compact) "
+        "from random weights, which has the policy's scale and sees what the policy sees.",
     )
     play_temperature: float = Field(
         1.0,

@@ -66,13 +66,13 @@ def _play_steps(ctx: Context) -> int:
 
 
 def _learn_actions(ctx: Context, folder: StageDir) -> dict[str, Any]:
-    config, title, start = ctx.config.relabel, "inverse dynamics model of random play", None
-    played = _random_play(ctx)
-    if config.idm_network == "stage1":
-        start = load_idm(ctx)
-        # The network is that of stage 1, whatever is configured now.
-        ctx = replace(ctx, config=ctx.config.model_copy(update={"model": model_of(idm_about(ctx))}))
-    return train_inverse_dynamics(ctx, _NAME, folder, title, played, config.idm_steps, start, config.idm_network)
+    title, played = "inverse dynamics model of random play", _random_play(ctx)
+    steps, network = ctx.config.relabel.idm_steps, ctx.config.relabel.idm_network
+    if network != "stage1":
+        return train_inverse_dynamics(ctx, _NAME, folder, title, played, steps, trunk=network)
+    # The network is that of stage 1, whatever is configured now.
+    of_stage1 = replace(ctx, config=ctx.config.model_copy(update={"model": model_of(idm_about(ctx))}))
+    return train_inverse_dynamics(of_stage1, _NAME, folder, title, played, steps, load_idm(ctx))
 
 
 def _clone(ctx: Context, idm: StageDir, folder: StageDir) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.config import IdmNetwork, ModelConfig, PolicyTargetConfig, Stage2Config
+from lapo_cli.core.config import ModelConfig, PolicyTargetConfig, Stage2Config
 from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.models.idm import InverseDynamics, InverseDynamicsModel
 from lapo_cli.core.models.policy import LatentPolicy
@@ -82,12 +82,16 @@ def build_idm(model: ModelConfig) -> InverseDynamicsModel:
     return idm
 
 
-def build_supervised_idm(model: ModelConfig, num_actions: int, network: IdmNetwork = "stage1") -> InverseDynamics:
-    """A model that infers true actions, untrained, with the trunk of stage 1's model or of the policy."""
-    if network == "policy":
-        idm = InverseDynamics(model.policy_scale, model.policy_size, num_actions, model.policy_trunk)
-    else:
+def build_supervised_idm(model: ModelConfig, num_actions: int, trunk: str | None = None) -> InverseDynamics:
+    """A model that infers true actions, untrained.
+
+    Args:
+        trunk: which of :data:`TRUNKS`, of the policy's size; None for that of stage 1's model.
+    """
+    if trunk is None:
         idm = InverseDynamics(model.idm_scale, model.frame_size, num_actions)
+    else:
+        idm = InverseDynamics(model.policy_scale, model.policy_size, num_actions, trunk)
     if model.motion_init:
         idm.start_from_differences()
     return idm

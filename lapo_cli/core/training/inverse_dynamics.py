@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lapo_cli.core.config import IdmNetwork
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.models.frames import normalize
@@ -49,7 +48,7 @@ def train_inverse_dynamics(
     frames: LabelledVideo,
     steps: int,
     start: InverseDynamics | None = None,
-    network: IdmNetwork = "stage1",
+    trunk: str | None = None,
 ) -> dict[str, Any]:
     """Train on the true actions of these frames by cross-entropy, as stage 1 is trained, and save it in ``folder``.
 
@@ -59,14 +58,14 @@ def train_inverse_dynamics(
         frames: what it learns from.
         steps: updates; the learning rate decays over them.
         start: a model whose trunk it starts from; else its weights are random.
-        network: see :func:`build_supervised_idm`.
+        trunk: see :func:`build_supervised_idm`.
 
     Returns:
         The number of ``steps``, and ``val/accuracy`` on the pairs that the probe of stage 1 is tested on, if any.
     """
     config, compute = ctx.config.stage1.of_steps(steps), ctx.compute
-    about = {**header(ctx, folder, network=network), "stage": stage}
-    idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions(), network)
+    about = {**header(ctx, folder, trunk=trunk), "stage": stage}
+    idm = build_supervised_idm(ctx.config.model, ctx.env.require_actions(), trunk)
     if start is not None:  # The hidden layer, which serves latent actions, is no better a start than random weights.
         idm.trunk.load_state_dict(start.trunk.state_dict())
     compute.place(idm)
@@ -102,7 +101,7 @@ def load_inverse_dynamics(ctx: Context, folder: StageDir) -> InverseDynamics:
         CorruptDataError: the weights are missing or damaged.
     """
     about = read_about(folder.path / WEIGHTS)
-    idm = build_supervised_idm(model_of(about), actions_of(about), about.get("network", "stage1"))
+    idm = build_supervised_idm(model_of(about), actions_of(about), about.get("trunk"))
     folder.load_weights({"idm": idm})
     ctx.compute.place(idm)
     return idm.requires_grad_(False)
