@@ -105,7 +105,7 @@ class DataConfig(Section):
     max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames: 80 chunks of 32,768.")
 
 
-Trunk = Literal["impala", "light", "compact"]
+Trunk = Literal["impala", "compact"]
 """Keys of :data:`TRUNKS`."""
 
 
@@ -127,8 +127,7 @@ class ModelConfig(Section):
     )
     policy_trunk: Trunk = Field(
         default="impala",
-        description="Trunk of the policy and the baselines: impala, the paper's, or light or compact, which cost less "
-        "and least.",
+        description="Trunk of the policy and the baselines: impala, the paper's, or compact, which costs less.",
     )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
@@ -263,7 +262,7 @@ class RelabelConfig(Section):
     )
     idm_network: Literal["stage1"] | Trunk = Field(
         "stage1",
-        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk (impala, light, compact) "
+        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk (impala, compact) "
         "from random weights, which has the policy's scale and sees what the policy sees.",
     )
     play_temperature: float = Field(

@@ -20,7 +20,7 @@ from lapo_cli.core.data.batches import gather_windows
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
 from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
 from lapo_cli.core.models.frames import normalize
-from lapo_cli.core.models.impala import LightTrunk
+from lapo_cli.core.models.impala import CompactTrunk
 from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
@@ -194,15 +194,15 @@ def test_the_model_of_random_play_is_the_network_of_stage_1_whatever_is_configur
 
 def test_the_model_of_random_play_may_be_a_fresh_network_of_the_policy_s_size(context: MakeContext) -> None:
     still = [f"stage1.{key}=1e-9" for key in ("lr", "lr_start", "lr_end")]
-    policy = ("model.policy_size=32", "model.frame_size=16", "relabel.idm_network=light")
+    policy = ("model.policy_size=32", "model.frame_size=16", "relabel.idm_network=compact")
     ctx = context(*_SMALL, *policy, "online.steps=384", *still, "stage1.weight_decay=0")
     for name in ("idm", "policy", "online-relabel"):
         run(ctx, name)
     learnt = load_inverse_dynamics(ctx, StageDir(ctx.seed_dir.path / "online-relabel" / "idm"))
-    assert isinstance(learnt.trunk, LightTrunk)
+    assert isinstance(learnt.trunk, CompactTrunk)
     assert learnt.size == 32
     torch.manual_seed(stage_seed(ctx, "online-relabel/idm"))
-    fresh = build_supervised_idm(ctx.config.model, 15, "light")
+    fresh = build_supervised_idm(ctx.config.model, 15, "compact")
     for mine, its in zip(learnt.parameters(), fresh.parameters(), strict=True):
         assert torch.allclose(mine, its, atol=1e-5)
 

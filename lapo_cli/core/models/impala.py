@@ -20,15 +20,13 @@ class ResidualBlock(nn.Module):
 
 
 class ImpalaTrunk(nn.Module):
-    """Three sequences of convolution, pooling and residual blocks, two in each; no normalization layers.
+    """Three sequences of convolution, pooling and two residual blocks; no normalization layers.
 
     Args:
         in_channels: 3 a stacked frame.
         scale: k; the sequences have 16k, 32k and 32k channels.
         size: pixels per side of the input.
     """
-
-    blocks = 2
 
     def __init__(self, in_channels: int, scale: int, size: int) -> None:
         super().__init__()
@@ -38,7 +36,8 @@ class ImpalaTrunk(nn.Module):
             layers += [
                 nn.Conv2d(channels, out, 3, padding=1),
                 nn.MaxPool2d(3, stride=2, padding=1),
-                *(ResidualBlock(out, out) for _ in range(self.blocks)),
+                ResidualBlock(out, out),
+                ResidualBlock(out, out),
             ]
             channels = out
         self.convs = nn.Sequential(*layers)
@@ -51,14 +50,8 @@ class ImpalaTrunk(nn.Module):
         return features
 
 
-class LightTrunk(ImpalaTrunk):
-    """The same with one residual block in each sequence."""
-
-    blocks = 1
-
-
 class CompactTrunk(ImpalaTrunk):
-    """The same widths at the lowest cost: the first pooling is a stride, and sequences have one residual block.
+    """The same widths at a lower cost: the first pooling is a stride, and sequences have one residual block.
 
     Neighbouring patches of the first convolution overlap; without that a shift by a pixel is another picture to it.
     """
@@ -79,5 +72,5 @@ class CompactTrunk(ImpalaTrunk):
         self.num_features = third * (size // 8) ** 2
 
 
-TRUNKS: dict[str, type[ImpalaTrunk]] = {"impala": ImpalaTrunk, "light": LightTrunk, "compact": CompactTrunk}
+TRUNKS: dict[str, type[ImpalaTrunk]] = {"impala": ImpalaTrunk, "compact": CompactTrunk}
 """Name in the configuration -> trunk of a policy, or of the inverse dynamics model of random play."""
