@@ -207,25 +207,6 @@ def test_the_model_of_random_play_may_be_a_fresh_network_of_the_policy_s_size(co
         assert torch.allclose(mine, its, atol=1e-5)
 
 
-def test_no_more_frames_are_labelled_than_the_clone_draws(
-    context: MakeContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[NDArray[np.int64]] = []
-
-    def targets(ctx: Context, idm: Any, video: Any, windows: NDArray[np.int64], *args: Any) -> Targets:
-        seen.append(windows)
-        return inferred_targets(ctx, idm, video, windows, *args)
-
-    monkeypatch.setattr(online_relabel, "inferred_targets", targets)
-    ctx = context(*_SMALL, "relabel.steps=3", "stage2.batch_size=8", "online.steps=384")
-    for name in ("idm", "policy", "online-relabel"):
-        run(ctx, name)
-    (windows,) = seen
-    assert len(windows) == 24
-    assert (np.diff(windows) > 0).all()
-    assert np.isin(windows, ctx.open_store("train").video().windows(ctx.config.data.max_frames)).all()
-
-
 def test_held_out_frames_need_no_actions(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store = Context.open_store
     monkeypatch.setattr(Context, "open_store", lambda *args: replace(open_store(*args), actions=None))

@@ -76,17 +76,13 @@ def _learn_actions(ctx: Context, folder: StageDir) -> dict[str, Any]:
 
 
 def _clone(ctx: Context, idm: StageDir, folder: StageDir) -> dict[str, Any]:
-    video, (settings, start) = ctx.open_store("train").video(), clone_settings(ctx)
+    video = ctx.open_store("train").video()
     windows = video.windows(ctx.config.data.max_frames)
-    drawn = settings.steps * settings.batch_size
-    if drawn < len(windows):  # More would be labelled for nothing.
-        rng = np.random.default_rng(stage_seed(ctx, "windows to label"))
-        windows = np.sort(rng.choice(windows, drawn, replace=False))
     # Several actions may do nothing. Random play takes them far more often than demonstrators do, so that its model
     # gives them too much probability; a temperature below 1 reduces that.
     temperature = ctx.config.relabel.play_temperature
     targets = inferred_targets(ctx, load_inverse_dynamics(ctx, idm), video, windows, temperature)
-    return clone(ctx, _NAME, folder, "clone of what random play explains", targets, settings, start)
+    return clone(ctx, _NAME, folder, "clone of what random play explains", targets, *clone_settings(ctx))
 
 
 def _random_play(ctx: Context) -> LabelledVideo:
