@@ -260,7 +260,7 @@ class RelabelConfig(Section):
     idm_steps: int = Field(
         2_000, ge=1, description="Online variant: updates of the inverse dynamics model on random play, as in stage 1."
     )
-    idm_network: Literal["stage1"] | Trunk = Field(
+    idm_network: Literal["stage1", Trunk] = Field(
         "stage1",
         description="Online variant: that model is stage1's, fine-tuned, or one of this trunk (impala, compact) "
         "from random weights, which has the policy's scale and sees what the policy sees.",
