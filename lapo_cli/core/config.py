@@ -146,10 +146,12 @@ class ScheduledConfig(Section):
     lr_start: float
     lr_end: float
     warmup: int
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of the optimizer.")
+    weight_decay: float = Field(
+        0.01, ge=0, le=10, description="Weight decay of the optimizer, times the learning rate."
+    )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="adamw (the paper's), or muon: Muon for hidden convolutions and AdamW for the rest.",
+        description="adamw (the paper's), or muon: Muon for hidden layers and AdamW for the rest.",
     )
 
     def of_steps(self, steps: int) -> Self:
