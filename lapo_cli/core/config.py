@@ -105,7 +105,7 @@ class DataConfig(Section):
     max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames: 80 chunks of 32,768.")
 
 
-Trunk = Literal["impala", "compact"]
+Trunk = Literal["impala", "compact", "compact-norm"]
 """Keys of :data:`TRUNKS`."""
 
 
@@ -127,7 +127,8 @@ class ModelConfig(Section):
     )
     policy_trunk: Trunk = Field(
         default="impala",
-        description="Trunk of the policy and the baselines: impala, the paper's, or compact, which costs less.",
+        description="Trunk of the policy and the baselines: impala, the paper's; compact, which costs less; or "
+        "compact-norm, the same with layer normalization of its features.",
     )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
@@ -264,7 +265,7 @@ class RelabelConfig(Section):
     )
     idm_network: Literal["stage1", Trunk] = Field(
         "stage1",
-        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk (impala, compact) "
+        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk "
         "from random weights, which has the policy's scale and sees what the policy sees.",
     )
     play_temperature: float = Field(
