@@ -35,7 +35,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     policy = build_latent_policy(model, config.target, idm.quantizer)
     del idm
     compute.place(policy)
-    optimizer = build_optimizer([policy], config)
+    optimizer = build_optimizer(policy.parameters(), config)
     loop = TrainingLoop(
         stage,
         ctx,

@@ -103,7 +103,7 @@ def clone(
             )
         policy.trunk.load_state_dict(start.trunk.state_dict())
         policy.hidden.load_state_dict(start.hidden.state_dict())
-    optimizer = build_optimizer([policy], config)
+    optimizer = build_optimizer(policy.parameters(), config)
     state: dict[str, Stateful] = {"policy": policy, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
     sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))
