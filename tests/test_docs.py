@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING: what they show is what is there."""
+"""README, CONTRIBUTING and EXPERIMENTS: what they show is what is there."""
 
 import ast
 import json
@@ -24,6 +24,7 @@ from lapo_cli.core.training.stage import STAGES
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
 _CONTRIBUTING = (_ROOT / ".github" / "CONTRIBUTING.md").read_text()
+_EXPERIMENTS = (_ROOT / ".github" / "EXPERIMENTS.md").read_text()
 _PLUGINS = sorted((_ROOT / "tests" / "plugins").glob("*.py"))
 _GROUPS = {registry.group for registry in (ENVIRONMENTS, SOURCES, QUANTIZERS, POLICY_TARGETS, STAGES, LAUNCHERS)}
 _BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -42,7 +43,7 @@ def _code(text: str) -> list[str]:
     return [*(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)), *lines]
 
 
-_CODE = [*_code(_README), *_code(_CONTRIBUTING)]
+_CODE = [*_code(_README), *_code(_CONTRIBUTING), *_code(_EXPERIMENTS)]
 _LINES = sorted({span[match.start() :] for span in _CODE if (match := re.search(r"(?<!\S)(\S*/)?lapo ", span))})
 
 
