@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.envs.procgen import GAMES
+from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.statistics import (
     estimate,
     interquartile_mean,
@@ -52,6 +53,14 @@ def test_episodes_are_resampled_for_every_draw_of_a_seed() -> None:
     base = rng.normal(0, 2, 400)
     estimate = mean_return([rng.permutation(base) for _ in range(3)])
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * base.std() / np.sqrt(1200), rel=0.1)
+
+
+def test_drawing_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    returns = [np.random.default_rng(seed).normal(0, 1, 150) for seed in range(2)]
+    at_once = mean_return(returns)
+    monkeypatch.setattr(statistics, "_COUNTS", 150 * 300)
+    in_blocks = mean_return(returns)
+    assert (in_blocks.low, in_blocks.high) == pytest.approx((at_once.low, at_once.high), rel=1e-12)
 
 
 def test_the_seed_alone_decides_the_resampling() -> None:

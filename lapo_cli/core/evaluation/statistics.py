@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RESAMPLES = 2000
+_COUNTS = 4_000_000  # held at once, of 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def _bootstrap_means(array: NDArray[np.float64], rng: np.random.Generator) -> ND
     """(resamples,) means of E draws with replacement."""
     values, counts = np.unique(array, return_counts=True)
     # Draws from few distinct values are counts of a multinomial: the same resampling, in less memory.
-    draws = rng.multinomial(len(array), counts / len(array), size=_RESAMPLES)
-    means: NDArray[np.float64] = draws @ values / len(array)
-    return means
+    block = max(1, _COUNTS // len(values))
+    sizes = [min(block, _RESAMPLES - done) for done in range(0, _RESAMPLES, block)]
+    means = [rng.multinomial(len(array), counts / len(array), size=size) @ values / len(array) for size in sizes]
+    return np.concatenate(means)
 
 
 Returns = Mapping[str, Sequence[NDArray[np.float64]]]

@@ -56,7 +56,10 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
 def _applicable(ctx: Context) -> str | None:
     played, steps = _play_steps(ctx) * ctx.config.online.ppo.num_envs, ctx.config.online.steps
-    reason = f"random play (relabel.env_steps) takes {played:,} environment steps of {steps:,} (online.steps)"
+    reason = (
+        f"its random play takes {played:,} of the {steps:,} environment steps: lower relabel.env_steps or raise "
+        "online.steps"
+    )
     return needs_environment(ctx) or (reason if played >= steps else None)
 
 
