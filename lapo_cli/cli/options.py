@@ -77,7 +77,7 @@ Baselines = Annotated[
     bool,
     typer.Option(
         "--baselines",
-        help="Also train ceilings, peer methods and the paper's ablations: BC on all true labels and on the few, a "
+        help="Also train ceilings, related methods and the paper's ablations: BC on all true labels and on the few, a "
         "supervised inverse dynamics model, relabelling by one (VPT), RL without a decoder, and LAPO online without a "
         "quantizer.",
     ),

@@ -45,7 +45,7 @@ class Options:
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
         launcher_settings: its settings, as ``KEY=VALUE`` words.
         scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
-        baselines: include the ceilings and peer methods in ``run-all``.
+        baselines: include the ceilings and related methods in ``run-all``.
         devices: how many devices of a machine train the models of stages 1 and 2 together.
     """
 

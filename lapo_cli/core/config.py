@@ -102,7 +102,7 @@ class DataConfig(Section):
         default="drive",
         description="Where run-all gets missing games: drive (official), demos (bundled), or another source.",
     )
-    max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames: 80 chunks of 32,768.")
+    max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames; the paper's is 80 chunks of 32,768.")
 
 
 Trunk = Literal["impala", "compact"]
@@ -268,7 +268,7 @@ class RelabelConfig(Section):
     play_temperature: float = Field(
         1.0,
         ge=0.01,
-        description="Divides the logits of that model for the clone's targets; below 1, the clone acts less at random.",
+        description="Divides the logits of that model for the clone's targets; below 1, they are sharper.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Behaviour cloning of true or inferred actions: the ceiling of latent policies, and their peers."""
+"""Behaviour cloning of true or inferred actions: the ceiling of latent policies, and related methods."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
