@@ -102,7 +102,9 @@ class DataConfig(Section):
         default="drive",
         description="Where run-all gets missing games: drive (official), demos (bundled), or another source.",
     )
-    max_frames: int = Field(2_621_440, ge=1024, description="Maximum number of training frames; the paper's is 80 chunks of 32,768.")
+    max_frames: int = Field(
+        2_621_440, ge=1024, description="Maximum number of training frames; the paper's is 80 chunks of 32,768."
+    )
 
 
 Trunk = Literal["impala", "compact"]
