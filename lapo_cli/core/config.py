@@ -197,6 +197,13 @@ class Stage2Config(ScheduledConfig):
     target: Annotated[SerializeAsAny[PolicyTargetConfig], _variant(POLICY_TARGETS, "latent")] = Field(
         default_factory=lambda: POLICY_TARGETS.get("latent").model_validate({}), description="What the policy predicts."
     )
+    lookahead: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Predict the targets of so many next frames too, as an auxiliary loss of this stage and of clones; "
+        "0 is the paper's.",
+    )
     eval_every: int = Field(1_000, ge=1, description="Steps between measurements on held-out data.")
 
 

@@ -40,6 +40,7 @@ _SETTINGS = (
     "stage1.eval_every=30",
     "stage1.error_focus=1",
     "stage2.steps=30",
+    "stage2.lookahead=3",
     "stage2.eval_every=30",
 )
 

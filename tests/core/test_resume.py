@@ -30,6 +30,7 @@ _LONG = (
     "stage2.steps=300",
     "stage2.batch_size=4",
     "stage2.eval_every=100",
+    "stage2.lookahead=3",
 )
 
 

@@ -26,9 +26,14 @@ class Policy(nn.Module):
         self.hidden = nn.Linear(self.trunk.num_features, HIDDEN)
         self.head = nn.Linear(HIDDEN, out)
 
+    def embed(self, frame: Tensor) -> Tensor:
+        """Normalized frames (B, 3, size, size) -> activations of the hidden layer (B, 256)."""
+        hidden: Tensor = self.hidden(self.trunk(frame)).relu()
+        return hidden
+
     def forward(self, frame: Tensor) -> Tensor:
         """Normalized frames (B, 3, size, size) -> (B, out)."""
-        out: Tensor = self.head(self.hidden(self.trunk(frame)).relu())
+        out: Tensor = self.head(self.embed(frame))
         return out
 
 

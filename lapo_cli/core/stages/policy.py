@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lapo_cli.core import distributed
@@ -13,6 +12,7 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.imitation import Imitation
 from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
 from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.no_quantizer import without_quantizer
@@ -34,14 +34,14 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
     policy = build_latent_policy(model, config.target, idm.quantizer)
     del idm
-    compute.place(policy)
-    optimizer = build_optimizer(policy.parameters(), config)
+    imitation = Imitation(policy, windows, labels, policy.target.loss, config.lookahead, compute)
+    optimizer = build_optimizer(imitation.parameters(), config)
     loop = TrainingLoop(
         stage,
         ctx,
         "stage 2: latent policy",
         config.steps,
-        {"policy": policy, "optimizer": optimizer},
+        {"policy": imitation, "optimizer": optimizer},
         show=("losses/imitation", "val/normalized_mse"),
     )
     sampler = BatchSampler(windows, config.batch_size, stage_seed(ctx, "frames"))
@@ -53,9 +53,6 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
             predicted: Tensor = policy(normalize(frames[:, 0], policy.size))
         return predicted.float()
 
-    def on_device(z: NDArray[np.float16]) -> Tensor:
-        return torch.from_numpy(z).to(compute.device).float()
-
     # Always predicting the mean latent action would cost this; the error is given as a fraction of it.
     variance = max(float(np.var(np.asarray(test_labels, np.float32), axis=0).mean()), 1e-12)
 
@@ -65,7 +62,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         for start in range(0, len(test_windows), CHUNK):
             part = slice(start, start + CHUNK)
             predicted = predict(test_loader.gather(test_windows[part], _PRESENT))
-            z = on_device(np.array(test_labels[part]))
+            z = torch.from_numpy(np.array(test_labels[part])).to(compute.device).float()
             loss += policy.target.loss(predicted, z).item() * len(z)
             squared_error += (policy.target.latent_action(predicted) - z).square().mean().item() * len(z)
         count = len(test_windows)
@@ -74,11 +71,10 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
-        z = on_device(labels[np.searchsorted(windows, sampler.indices(step))])
-        loss = policy.target.loss(predict(next(batches)), z)
+        loss, total = imitation(next(batches), sampler.indices(step))
         optimizer.zero_grad()
-        loss.backward()
-        distributed.average_gradients(policy.parameters())
+        total.backward()
+        distributed.average_gradients(imitation.parameters())
         optimizer.step()
         loop.record({"losses/imitation": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:

@@ -21,6 +21,7 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
 from lapo_cli.core.training.checkpoints import direct_agent_of, header, load_policy
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.imitation import Imitation
 from lapo_cli.core.training.latent_labels import CHUNK
 from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
 from lapo_cli.core.training.optimizers import build_optimizer
@@ -103,8 +104,9 @@ def clone(
             )
         policy.trunk.load_state_dict(start.trunk.state_dict())
         policy.hidden.load_state_dict(start.hidden.state_dict())
-    optimizer = build_optimizer(policy.parameters(), config)
-    state: dict[str, Stateful] = {"policy": policy, "optimizer": optimizer}
+    imitation = Imitation(policy, targets.windows, targets.actions, F.cross_entropy, config.lookahead, compute)
+    optimizer = build_optimizer(imitation.parameters(), config)
+    state: dict[str, Stateful] = {"policy": imitation, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
     sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))
     batches = FrameLoader(train.video(), compute.device).batches(sampler, loop.start, steps - loop.start, _PRESENT)
@@ -133,11 +135,9 @@ def clone(
     latest: dict[str, float] = {}
     for step in loop:
         set_learning_rate(optimizer, config.learning_rate(step))
-        frames = next(batches)
-        rows = np.searchsorted(targets.windows, sampler.indices(step))
-        loss = F.cross_entropy(logits(frames), torch.from_numpy(targets.actions[rows]).to(compute.device).float())
+        loss, total = imitation(next(batches), sampler.indices(step))
         optimizer.zero_grad()
-        loss.backward()
+        total.backward()
         optimizer.step()
         loop.record({"losses/imitation": loss})
         if (step + 1) % config.eval_every == 0 or step + 1 == steps:

@@ -222,14 +222,31 @@ def _begin(ctx: Context, stage: Stage, folder: StageDir, device: str) -> tuple[s
 
 
 def _key_to_go_on(ctx: Context, stage: Stage) -> dict[str, Any]:
-    """The key of a stage, in the precision of what there is of it where that is left to us."""
+    """The key of a stage, or the one that it was begun with, by an earlier version or elsewhere, if it means the same.
+
+    It does if the settings that are new since then have their defaults, and precision, where it is left to us, counts
+    for nothing.
+    """
     key = stage_key(ctx, stage)
-    if ctx.config.precision == "auto" and not ctx.fresh:
-        earlier = ctx.seed_dir.stage(stage.name).try_read_config()
-        same = {**key, "precision": earlier.get("precision")}
-        if earlier.get("key") == fingerprint(same):
-            return same
-    return key
+    if ctx.fresh:
+        return key
+    earlier = ctx.seed_dir.stage(stage.name).try_read_config()
+    defaults = sections_of(stage, stage.configure(Config()).model_dump(mode="json"))
+    same = {**key, "config": _without_new_settings(key["config"], earlier.get("config", {}), defaults)}
+    if ctx.config.precision == "auto":
+        same["precision"] = earlier.get("precision")
+    return same if earlier.get("key") == fingerprint(same) else key
+
+
+def _without_new_settings(now: Any, earlier: Any, default: Any) -> Any:
+    """The settings without those that ``earlier`` lacks and that have their default, which is what was done before."""
+    if not (isinstance(now, dict) and isinstance(earlier, dict) and isinstance(default, dict)):
+        return now
+    return {
+        name: _without_new_settings(value, earlier.get(name), default.get(name))
+        for name, value in now.items()
+        if name in earlier or value != default.get(name)
+    }
 
 
 def require_stage(ctx: Context, name: str) -> StageDir:
