@@ -35,7 +35,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     policy = build_latent_policy(model, config.target, idm.quantizer)
     del idm
     imitation = Imitation(policy, windows, labels, policy.target.loss, config.lookahead, compute)
-    optimizer = build_optimizer([imitation], config)
+    optimizer = build_optimizer(imitation.parameters(), config)
     loop = TrainingLoop(
         stage,
         ctx,
