@@ -41,7 +41,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         ctx,
         "stage 2: latent policy",
         config.steps,
-        {"policy": imitation, "optimizer": optimizer},
+        {**dict(imitation.named_children()), "optimizer": optimizer},
         show=("losses/imitation", "val/normalized_mse"),
     )
     sampler = BatchSampler(windows, config.batch_size, stage_seed(ctx, "frames"))

@@ -106,7 +106,7 @@ def clone(
         policy.hidden.load_state_dict(start.hidden.state_dict())
     imitation = Imitation(policy, targets.windows, targets.actions, F.cross_entropy, config.lookahead, compute)
     optimizer = build_optimizer(imitation.parameters(), config)
-    state: dict[str, Stateful] = {"policy": imitation, "optimizer": optimizer}
+    state: dict[str, Stateful] = {**dict(imitation.named_children()), "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
     sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))
     batches = FrameLoader(train.video(), compute.device).batches(sampler, loop.start, steps - loop.start, _PRESENT)
