@@ -166,7 +166,7 @@ def stage3(rounds: int) -> list[Line]:
     config = _CONFIG.online
     decoding_share = config.decoder_until / config.steps
     la_dim = _MODEL.quantizer.la_dim
-    policy = LatentPolicy(_MODEL.policy_scale, 64, LatentTarget(num_outputs=la_dim, la_dim=la_dim))
+    policy = LatentPolicy(_MODEL.policy_scale, 64, LatentTarget(la_dim))
     agent = LatentAgent(policy, 15, with_decoder=True, compute=compute)
     compute.place(agent)
     idm = build_idm(_MODEL).requires_grad_(False).eval()

@@ -15,6 +15,8 @@ from torch import Tensor
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.store import Video
 from lapo_cli.core.models.policy import Policy
+from lapo_cli.core.models.policy_targets.latent import LatentTarget
+from lapo_cli.core.training.checkpoints import load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.imitation import Imitation
 from tests.core.tiny_config import run
@@ -92,6 +94,32 @@ def test_without_lookahead_the_present_is_all() -> None:
     present, total = imitation(torch.from_numpy(video.frames[windows, None]), windows)
     assert total is present
     assert {name.partition(".")[0] for name, _ in imitation.named_parameters()} == {"policy"}
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_in_units_of_their_deviation_latent_actions_of_any_size_are_learnt_alike(scale: float) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(200, 4) * torch.tensor([1.0, 2.0, 3.0, 4.0])
+    plain, standardized = LatentTarget(4), LatentTarget(4, standardize=True)
+    plain.fit(z)
+    standardized.fit(z * scale)
+    predicted = torch.randn(200, 4)
+    unit = (z.var(0).mean()) ** 0.5
+    torch.testing.assert_close(plain.loss(predicted, z), F.mse_loss(predicted, z))
+    torch.testing.assert_close(standardized.loss(predicted, z * scale), F.mse_loss(predicted, z / unit))
+    torch.testing.assert_close(standardized.latent_action(z / unit), z * scale)
+
+
+def test_a_standardized_policy_acts_by_what_it_learnt_after_it_is_loaded(context: Callable[..., Context]) -> None:
+    ctx = context("stage2.target.standardize=true", "stage2.warmup=2", "model.policy_size=16")
+    run(ctx, "idm")
+    run(ctx, "policy")
+    policy = load_policy(ctx)
+    assert isinstance(policy.target, LatentTarget)
+    assert 0 < policy.target.scale != 1
+    features = torch.rand(2, policy.trunk.num_features)
+    plain = policy.head(policy.hidden(features).relu())
+    torch.testing.assert_close(policy.latent_action(features), plain * policy.target.scale)
 
 
 @pytest.mark.parametrize("stage", ["policy", "bc"])

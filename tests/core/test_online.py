@@ -63,7 +63,7 @@ def _ppo(kind: str) -> PPO:
     torch.manual_seed(0)
     config = OnlineConfig(steps=10_000, ppo=PPOConfig(num_envs=4, num_steps=12, minibatches=2, env_groups=2))
     if kind == "latent":
-        agent: Any = LatentAgent(LatentPolicy(1, 16, LatentTarget(8, 8)), 15, with_decoder=True, compute=_COMPUTE)
+        agent: Any = LatentAgent(LatentPolicy(1, 16, LatentTarget(8)), 15, with_decoder=True, compute=_COMPUTE)
         groups = agent.parameter_groups(config)
     else:
         agent = ScratchAgent(1, 16, 15, _COMPUTE)

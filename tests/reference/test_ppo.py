@@ -48,7 +48,7 @@ def test_nothing_after_the_end_of_an_episode_reaches_what_was_before() -> None:
 
 
 def _latent_policy() -> LatentPolicy:
-    return LatentPolicy(1, 32, LatentTarget(16, 16))
+    return LatentPolicy(1, 32, LatentTarget(16))
 
 
 def _agents() -> tuple[LatentAgent, PlainLatentAgent]:

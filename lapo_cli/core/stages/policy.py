@@ -20,6 +20,7 @@ from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, output_fingerprint, stage_seed
 
 _PRESENT = (0,)
+_FITTED = 10_000  # latent actions, at most, that a policy target sees beforehand
 
 
 def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
     policy = build_latent_policy(model, config.target, idm.quantizer)
     del idm
+    policy.target.fit(torch.from_numpy(np.array(labels[:: -(-len(labels) // _FITTED)])).float())
     imitation = Imitation(policy, windows, labels, policy.target.loss, config.lookahead, compute)
     optimizer = build_optimizer(imitation.parameters(), config)
     loop = TrainingLoop(

@@ -17,6 +17,12 @@ class PolicyTarget(nn.Module, ABC):
         super().__init__()
         self.num_outputs, self.la_dim = num_outputs, la_dim
 
+    def fit(self, z: Tensor) -> None:
+        """Take from latent actions (M, la_dim) that are to be predicted what is needed of them, before training.
+
+        It is saved with the policy if it is in buffers.
+        """
+
     @abstractmethod
     def loss(self, predicted: Tensor, z: Tensor) -> Tensor:
         """The training loss, a scalar, of predictions (B, num_outputs) for latent actions z (B, la_dim)."""

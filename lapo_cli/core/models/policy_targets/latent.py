@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -12,25 +13,42 @@ from lapo_cli.core.models.quantizers.base import Quantizer
 
 
 class LatentTarget(PolicyTarget):
-    """z itself."""
+    """z itself, or z in units of its standard deviation."""
+
+    scale: Tensor
+
+    def __init__(self, la_dim: int, standardize: bool = False) -> None:
+        super().__init__(la_dim, la_dim)
+        self.standardize = standardize
+        self.register_buffer("scale", torch.ones(()), persistent=standardize)
+
+    def fit(self, z: Tensor) -> None:
+        """Set the unit: the root mean square, over all of its numbers, of their standard deviations."""
+        if self.standardize:
+            self.scale.copy_(z.var(0).mean().sqrt().clamp(min=1e-12))
 
     def loss(self, predicted: Tensor, z: Tensor) -> Tensor:
-        """Mean squared error."""
-        return F.mse_loss(predicted, z)
+        """Mean squared error, in that unit."""
+        return F.mse_loss(predicted, z / self.scale)
 
     def latent_action(self, predicted: Tensor) -> Tensor:
-        """The prediction itself."""
-        return predicted
+        """The prediction itself, in the unit of z."""
+        return predicted * self.scale
 
 
 class LatentTargetConfig(PolicyTargetConfig):
     """The latent action before quantization."""
 
     kind: Literal["latent"] = Field("latent", description="What the latent policy predicts.")
+    standardize: bool = Field(
+        False,
+        description="Predict them in units of their standard deviation, so that Muon learns small ones as fast as "
+        "large ones.",
+    )
 
     def build(self, quantizer: Quantizer) -> LatentTarget:
         """See :meth:`PolicyTargetConfig.build`."""
-        return LatentTarget(quantizer.la_dim, quantizer.la_dim)
+        return LatentTarget(quantizer.la_dim, self.standardize)
 
 
 POLICY_TARGETS.register(LatentTargetConfig)
