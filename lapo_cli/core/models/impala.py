@@ -72,22 +72,5 @@ class CompactTrunk(ImpalaTrunk):
         self.num_features = third * (size // 8) ** 2
 
 
-class CompactNormTrunk(CompactTrunk):
-    """The same, and its features are normalized over each sample (layer normalization)."""
-
-    def __init__(self, in_channels: int, scale: int, size: int) -> None:
-        super().__init__(in_channels, scale, size)
-        self.norm = nn.LayerNorm(self.num_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See :meth:`ImpalaTrunk.forward`."""
-        features: Tensor = self.norm(super().forward(x))
-        return features
-
-
-TRUNKS: dict[str, type[ImpalaTrunk]] = {
-    "impala": ImpalaTrunk,
-    "compact": CompactTrunk,
-    "compact-norm": CompactNormTrunk,
-}
+TRUNKS: dict[str, type[ImpalaTrunk]] = {"impala": ImpalaTrunk, "compact": CompactTrunk}
 """Name in the configuration -> trunk of a policy, or of the inverse dynamics model of random play."""
