@@ -110,6 +110,13 @@ def test_in_units_of_their_deviation_latent_actions_of_any_size_are_learnt_alike
     torch.testing.assert_close(standardized.latent_action(z / unit), z * scale)
 
 
+@pytest.mark.parametrize("z", [torch.full((1, 4), 0.3), torch.full((9, 4), 0.3)])
+def test_the_unit_of_latent_actions_that_do_not_vary_is_one(z: Tensor) -> None:
+    target = LatentTarget(4, standardize=True)
+    target.fit(z)
+    assert torch.equal(target.latent_action(z), z)
+
+
 def test_a_standardized_policy_acts_by_what_it_learnt_after_it_is_loaded(context: Callable[..., Context]) -> None:
     ctx = context("stage2.target.standardize=true", "stage2.warmup=2", "model.policy_size=16")
     run(ctx, "idm")

@@ -11,6 +11,8 @@ from lapo_cli.core.config import POLICY_TARGETS, PolicyTargetConfig
 from lapo_cli.core.models.policy_targets.base import PolicyTarget
 from lapo_cli.core.models.quantizers.base import Quantizer
 
+_LEAST_DEVIATION = 1e-6
+
 
 class LatentTarget(PolicyTarget):
     """z itself, or z in units of its standard deviation."""
@@ -23,9 +25,11 @@ class LatentTarget(PolicyTarget):
         self.register_buffer("scale", torch.ones(()), persistent=standardize)
 
     def fit(self, z: Tensor) -> None:
-        """Set the unit: the root mean square, over all of its numbers, of their standard deviations."""
-        if self.standardize:
-            self.scale.copy_(z.var(0).mean().sqrt().clamp(min=1e-12))
+        """Set the unit: the root mean square of the standard deviations of its numbers; 1 if they do not vary."""
+        if self.standardize and len(z) > 1:
+            deviation = z.var(0).mean().sqrt()
+            if deviation > _LEAST_DEVIATION:
+                self.scale.copy_(deviation)
 
     def loss(self, predicted: Tensor, z: Tensor) -> Tensor:
         """Mean squared error, in that unit."""
