@@ -44,6 +44,9 @@ class Imitation(nn.Module):
         super().__init__()
         self.policy = policy
         self.ahead = nn.Linear(HIDDEN, lookahead * policy.head.out_features) if lookahead else None
+        if self.ahead is not None:  # Large at first, they would say more of the hidden layer than the present frame.
+            nn.init.orthogonal_(self.ahead.weight, 0.01)
+            nn.init.zeros_(self.ahead.bias)
         self._windows, self._targets, self._loss, self._compute = windows, targets, loss, compute
         self._offsets = np.arange(1, lookahead + 1)
         compute.place(self)
