@@ -223,7 +223,7 @@ def test_play_that_leaves_no_step_for_ppo_is_a_usage_error(context: MakeContext,
     ctx = context(*_SMALL, f"online.steps={steps}")
     for name in ("idm", "policy"):
         run(ctx, name)
-    with pytest.raises(UsageError, match=r"takes 256 environment steps of 25[56] \(online.steps\)"):
+    with pytest.raises(UsageError, match=r"takes 256 of the 25[56] environment steps: lower relabel\.env_steps or"):
         run(ctx, "online-relabel")
 
 
