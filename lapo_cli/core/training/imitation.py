@@ -23,7 +23,7 @@ class Imitation(nn.Module):
     """A policy, and heads on its hidden layer that predict the targets of the next frames.
 
     Args:
-        policy: on its device.
+        policy: is moved to the device.
         windows: the frames that have targets, (W,) ascending. No episode's first and last frame are among them, so
             that those without a gap between them are of one episode.
         targets: theirs, (W, D) float16.
@@ -44,7 +44,7 @@ class Imitation(nn.Module):
         super().__init__()
         self.policy = policy
         self.ahead = nn.Linear(HIDDEN, lookahead * policy.head.out_features) if lookahead else None
-        if self.ahead is not None:  # Large at first, they would say more of the hidden layer than the present frame.
+        if self.ahead is not None:  # If large at first, they dominate the hidden layer's gradients.
             nn.init.orthogonal_(self.ahead.weight, 0.01)
             nn.init.zeros_(self.ahead.bias)
         self._windows, self._targets, self._loss, self._compute = windows, targets, loss, compute
