@@ -4,11 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lapo_cli.core import distributed
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
-from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.context import Context
@@ -50,11 +48,6 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     batches = FrameLoader(train, compute.device).batches(sampler, loop.start, config.steps - loop.start, _PRESENT)
     test_loader = FrameLoader(held_out, compute.device, resident=False)
 
-    def predict(frames: Tensor) -> Tensor:
-        with compute.autocast():
-            predicted: Tensor = policy(normalize(frames[:, 0], policy.size))
-        return predicted.float()
-
     # Always predicting the mean latent action would cost this; the error is given as a fraction of it.
     variance = max(float(np.var(np.asarray(test_labels, np.float32), axis=0).mean()), 1e-12)
 
@@ -63,7 +56,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         loss = squared_error = 0.0
         for start in range(0, len(test_windows), CHUNK):
             part = slice(start, start + CHUNK)
-            predicted = predict(test_loader.gather(test_windows[part], _PRESENT))
+            predicted = imitation.predict(test_loader.gather(test_windows[part], _PRESENT))
             z = torch.from_numpy(np.array(test_labels[part])).to(compute.device).float()
             loss += policy.target.loss(predicted, z).item() * len(z)
             squared_error += (policy.target.latent_action(predicted) - z).square().mean().item() * len(z)

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lapo_cli.core.config import Stage2Config
 from lapo_cli.core.data.batches import BatchSampler, FrameLoader
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.errors import UsageError
-from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
@@ -113,19 +111,13 @@ def clone(
     loader = FrameLoader(held_out.video(), compute.device, resident=False)
     windows = held_out_sample(ctx, held_out.labelled(held_out.video().windows()))
 
-    def logits(frames: Tensor) -> Tensor:
-        with compute.autocast():
-            out: Tensor = policy(normalize(frames[:, 0], policy.size))
-        return out.float()
-
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
         if held_out.actions is None or len(windows) == 0:
             return {}
         true = held_out.actions[windows]
-        guessed = torch.cat(
-            [logits(loader.gather(windows[i : i + CHUNK], _PRESENT)).argmax(1) for i in range(0, len(windows), CHUNK)]
-        )
+        chunks = (loader.gather(windows[i : i + CHUNK], _PRESENT) for i in range(0, len(windows), CHUNK))
+        guessed = torch.cat([imitation.predict(frames).argmax(1) for frames in chunks])
         majority = np.bincount(true).max() / len(true)
         return {
             "val/accuracy": float((guessed.cpu().numpy() == true).mean()),

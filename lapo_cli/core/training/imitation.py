@@ -58,12 +58,20 @@ class Imitation(nn.Module):
             frames: the present ones, (B, 1, H, W, 3) uint8.
             centres: where they are, (B,); among ``windows``.
         """
+        hidden, predicted = self._infer(frames)
+        rows = np.searchsorted(self._windows, centres)
+        loss = self._loss(predicted, self._targets_at(rows))
+        return loss, loss if self.ahead is None else loss + self._of_next(self.ahead(hidden), rows)
+
+    def predict(self, frames: Tensor) -> Tensor:
+        """What the policy's head gives (B, outputs) float32 for frames (B, 1, H, W, 3) uint8."""
+        return self._infer(frames)[1]
+
+    def _infer(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         with self._compute.autocast():
             hidden = self.policy.embed(normalize(frames[:, 0], self.policy.size))
             predicted = self.policy.head(hidden)
-        rows = np.searchsorted(self._windows, centres)
-        loss = self._loss(predicted.float(), self._targets_at(rows))
-        return loss, loss if self.ahead is None else loss + self._of_next(self.ahead(hidden.float()), rows)
+        return hidden.float(), predicted.float()
 
     def _of_next(self, predicted: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Half the mean loss over the next frames; those after the episode's end, without targets, count as zero."""
