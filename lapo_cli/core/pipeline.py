@@ -44,7 +44,7 @@ from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment, sections_of
+from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment, sections_since
 
 
 @dataclass(frozen=True)
@@ -283,9 +283,11 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
                     continue
                 folder = ctx.seed_dir.stage(stage.name)
                 begun = folder.try_read_config()
-                config = stage.configure(run.config).model_dump(mode="json")
-                changed = begun.get("config") != sections_of(stage, config) or (
-                    run.config.precision not in ("auto", begun.get("precision"))
+                before = begun.get("config")
+                changed = (
+                    before is None
+                    or before != sections_since(stage, run.config, before)
+                    or run.config.precision not in ("auto", begun.get("precision"))
                 )
                 if options.fresh or changed or again.intersection(stage.requires):
                     state = "run"

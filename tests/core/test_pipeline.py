@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary
 from lapo_cli.core.pipeline import Options, chain, evaluate, plan, run_all, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir, SeedDir
-from lapo_cli.core.training.stage import StageResult
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.stage import Stage, StageResult, stage_key
 
 _GAMES = ["maze", "fruitbot"]
 
@@ -203,6 +205,26 @@ def test_a_plan_says_what_a_change_of_the_precision_repeats(
     for precision, state in (("fp32", "done"), ("auto", "done"), ("bf16", "run")):
         changed = RunDir.create(run.path, tiny(f"precision={precision}"), "paper", reconfigure=True)
         assert plan(changed, ["maze"], [0], options)[0].state == state
+
+
+def test_a_setting_that_a_new_version_adds_repeats_no_stage_at_its_default(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_lookahead(ctx: Context, of: Stage) -> dict[str, Any]:
+        key = stage_key(ctx, of)
+        key["config"].get("stage2", {}).pop("lookahead", None)
+        return key
+
+    options = Options("cpu", data_dir)
+    with monkeypatch.context() as before:
+        before.setattr("lapo_cli.core.training.stage.stage_key", without_lookahead)
+        run = RunDir.create(tmp_path / "run", tiny(), "paper")
+        for name in ("idm", "policy"):
+            _stage(run, name, run.seed_dir("maze", 0), options)
+    for lookahead, done in ((0, True), (2, False), (2, True), (0, False)):  # Once it is recorded, the setting counts.
+        changed = RunDir.create(run.path, tiny(f"stage2.lookahead={lookahead}"), "paper", reconfigure=True)
+        assert [p.state for p in plan(changed, ["maze"], [0], options)[:2]] == ["done", "done" if done else "run"]
+        assert _stage(changed, "policy", changed.seed_dir("maze", 0), options).skipped == done
 
 
 def test_a_stage_without_the_one_before_it_names_the_command(

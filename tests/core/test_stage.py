@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +16,11 @@ from lapo_cli.core.data.store import UNLABELLED, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import EnvSpec, VecEnv
 from lapo_cli.core.errors import TrainingDivergedError, UsageError
-from lapo_cli.core.training import stage
 from lapo_cli.core.training.agents import ScratchAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop
-from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, stage_key
+from lapo_cli.core.training.stage import STAGES, held_out_sample
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
@@ -64,24 +62,6 @@ def test_decoding_does_not_apply_where_no_frame_is_labelled(context: MakeContext
     reason = applicable(_own(context, tmp_path / split, 10, *labels))
     assert reason == f"the true action is not known for any {split} frame of own"
     assert applicable(_own(context, tmp_path / "both", 10, 1, 1)) is None
-
-
-def test_a_setting_that_a_new_version_adds_repeats_no_stage_at_its_default(
-    context: MakeContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without_lookahead(ctx: Context, of: Stage) -> dict[str, Any]:
-        key = stage_key(ctx, of)
-        key["config"].get("stage2", {}).pop("lookahead", None)
-        return key
-
-    with monkeypatch.context() as before:
-        before.setattr(stage, "stage_key", without_lookahead)
-        for name in ("idm", "policy"):
-            run(context(), name)
-    assert run(context(), "policy").skipped
-    assert not run(context("stage2.lookahead=2"), "policy").skipped
-    assert run(context("stage2.lookahead=2"), "policy").skipped
-    assert not run(context(), "policy").skipped  # Recorded by this version, the setting counts.
 
 
 class _Still(VecEnv):

@@ -231,11 +231,21 @@ def _key_to_go_on(ctx: Context, stage: Stage) -> dict[str, Any]:
     if ctx.fresh:
         return key
     earlier = ctx.seed_dir.stage(stage.name).try_read_config()
-    defaults = sections_of(stage, stage.configure(Config()).model_dump(mode="json"))
-    same = {**key, "config": _without_new_settings(key["config"], earlier.get("config", {}), defaults)}
+    same = {**key, "config": sections_since(stage, ctx.config, earlier.get("config", {}))}
     if ctx.config.precision == "auto":
         same["precision"] = earlier.get("precision")
     return same if earlier.get("key") == fingerprint(same) else key
+
+
+def sections_since(stage: Stage, config: Config, earlier: dict[str, Any]) -> dict[str, Any]:
+    """The sections that a stage depends on, equal to its ``earlier`` ones if both mean the same.
+
+    Settings that ``earlier`` lacks, because the version that recorded it did not have them, are left out where they
+    have their default.
+    """
+    now, defaults = (sections_of(stage, stage.configure(c).model_dump(mode="json")) for c in (config, Config()))
+    sections: dict[str, Any] = _without_new_settings(now, earlier, defaults)
+    return sections
 
 
 def _without_new_settings(now: Any, earlier: Any, default: Any) -> Any:
