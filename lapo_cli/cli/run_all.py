@@ -137,14 +137,13 @@ def run_chain(
         if others:
             raise UsageError("One process runs one game: name one, or use 'lapo run-all --games'.")
         where = run_dir or Path("runs", preset or DEFAULT_PRESET)
-        is_new = preset is not None or not (where / "run.yaml").exists()
-        config = overrides.on_preset(preset or DEFAULT_PRESET) if is_new else None
+        config, preset = overrides.configuration(where, preset)
         share(devices)
 
         from lapo_cli.core import pipeline
         from lapo_cli.core.run_dir import RunDir
 
-        run = overrides.on_run(where) if config is None else RunDir.prepare(where, config, preset or DEFAULT_PRESET)
+        run = RunDir.prepare(where, config, preset)
         options = execution.options(wandb=logging.wandb, side_by_side=not serial, scratch=scratch, baselines=baselines)
         results = pipeline.run_chain(run, game, seed, options, here.progress)
         here.result({"run_dir": run.path, "stages": results}, stage_table(results, plain=here.plain))

@@ -26,7 +26,7 @@ from lapo_cli.core.data.batches import gather_windows
 from lapo_cli.core.data.clips import Clip, Findings, Frame, Preparation, read_clip
 from lapo_cli.core.data.store import Video
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.files import atomic_path
+from lapo_cli.core.files import atomic_path, set_aside
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.stages.offline import load_decoders
 from lapo_cli.core.training.checkpoints import IDM, load_idm
@@ -61,7 +61,7 @@ def label_clip(ctx: Context, clip: Clip, preparation: Preparation, out: Path, *,
         ctx: game and seed whose models are used.
         clip: the video.
         preparation: what becomes of its frames.
-        out: the npz file.
+        out: the npz file; one that is there is set aside.
         threads: that decode.
 
     Raises:
@@ -95,6 +95,7 @@ def label_clip(ctx: Context, clip: Clip, preparation: Preparation, out: Path, *,
         "idm": output_fingerprint(ctx, IDM),
         "labels": labels,
     }
+    set_aside(out)
     with atomic_path(out) as temporary:
         np.savez(temporary, **arrays, about=json.dumps(about))
     return Labelled(out, findings.decoded, len(arrays["z"]), labels)

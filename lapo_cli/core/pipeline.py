@@ -20,7 +20,6 @@ from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.sources.video import preparation_of
 from lapo_cli.core.data.store import SPLITS, store_path
 from lapo_cli.core.errors import (
-    EnvironmentUnavailableError,
     LapoError,
     MissingInputError,
     UsageError,
@@ -44,7 +43,14 @@ from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.stage import STAGES, Stage, StageResult, needs_environment, sections_since
+from lapo_cli.core.training.stage import (
+    STAGES,
+    Stage,
+    StageResult,
+    has_current_inputs,
+    needs_environment,
+    sections_since,
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,6 @@ def label(
     known = preparation_of(options.data_dir, ctx.game) or Preparation()
     # Of the size that the data set has: networks reduce it further, as they did in training.
     preparation = known if preparation is None else replace(preparation, size=known.size)
-    files.set_aside(out)
     return label_clip(ctx, clip, preparation, out, threads=os.cpu_count() or 1)
 
 
@@ -161,15 +166,15 @@ def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> S
         )
     failures, notes, played = [], [], []
     for ctx in contexts:
-        reason = needs_environment(ctx)
-        if reason is not None:
-            notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
         with ctx.seed_dir.lock():
             try:
+                reason = needs_environment(ctx)
+                if reason is not None:
+                    notes.append(f"{ctx.game}: nothing can be evaluated, since {reason}.")
                 for candidate in candidates(ctx, only):
                     episodic_returns(ctx, candidate)
                 played.append(replace(ctx, fresh=False))
-            except EnvironmentUnavailableError as error:
+            except LapoError as error:
                 failures.append(Failure(ctx.game, ctx.seed_dir.seed, one_line(str(error))))
             measure(ctx)
     with run.lock(progress):
@@ -286,6 +291,7 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
                 before = begun.get("config")
                 changed = (
                     before is None
+                    or not has_current_inputs(ctx.seed_dir, stage.name)
                     or before != sections_since(stage, run.config, before)
                     or run.config.precision not in ("auto", begun.get("precision"))
                 )

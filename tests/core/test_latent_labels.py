@@ -36,13 +36,18 @@ def test_labels_are_kept_and_refused_when_damaged(context: Callable[..., Context
     ctx = replace(context(), data_dir=tmp_path / "data")
     means = _Means(ctx.config.model.quantizer.build())
 
-    def labels() -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        return latent_labels(ctx, cast(InverseDynamicsModel, means), "means", video, video.windows()[:100])
+    def labels(first: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+        windows = np.append(video.windows()[first : first + 99], video.windows()[-1])
+        return latent_labels(ctx, cast(InverseDynamicsModel, means), "means", video, windows)
 
     first = np.array(labels())
     calls = means.calls
     np.testing.assert_array_equal(labels(), first)
     assert means.calls == calls > 0
+    before = set((tmp_path / "data" / "maze" / "latents").iterdir())
+    assert not np.array_equal(labels(100), first)  # Of others, as many, with the same last one.
+    for file in set((tmp_path / "data" / "maze" / "latents").iterdir()) - before:
+        file.unlink()
     (file,) = (tmp_path / "data" / "maze" / "latents").glob("*.npy")
     whole = file.read_bytes()
     content = {

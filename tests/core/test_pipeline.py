@@ -227,6 +227,49 @@ def test_a_setting_that_a_new_version_adds_repeats_no_stage_at_its_default(
         assert _stage(changed, "policy", changed.seed_dir("maze", 0), options).skipped == done
 
 
+def test_a_new_setting_of_another_quantizer_repeats_no_stage_at_its_default(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_size(ctx: Context, of: Stage) -> dict[str, Any]:
+        key = stage_key(ctx, of)
+        key["config"]["model.quantizer"].pop("size")
+        return key
+
+    options = Options("cpu", data_dir)
+    with monkeypatch.context() as before:
+        before.setattr("lapo_cli.core.training.stage.stage_key", without_size)
+        run = RunDir.create(tmp_path / "run", tiny("model.quantizer={kind: none}"), "paper")
+        _stage(run, "idm", run.seed_dir("maze", 0), options)
+    assert _stage(run, "idm", run.seed_dir("maze", 0), options).skipped
+
+
+def test_a_plan_says_that_what_was_made_from_a_replaced_stage_is_repeated(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    options = Options("cpu", data_dir)
+    run = RunDir.create(tmp_path / "run", tiny(), "paper")
+    for name in ("idm", "policy", "scratch"):
+        _stage(run, name, run.seed_dir("maze", 0), options)
+    changed = RunDir.create(run.path, tiny("stage1.lr=1e-3"), "paper", reconfigure=True)
+    _stage(changed, "idm", run.seed_dir("maze", 0), options)
+    states = {p.stage: p.state for p in plan(changed, ["maze"], [0], options)}
+    assert (states["idm"], states["policy"], states["scratch"]) == ("done", "run", "done")
+
+
+def test_a_damaged_game_is_reported_and_the_others_are_evaluated(
+    done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path
+) -> None:
+    shutil.copytree(done[0].path, tmp_path / "run")
+    run = RunDir.open(tmp_path / "run")
+    with (run.seed_dir("fruitbot", 0).path / "scratch" / "done.json").open("a") as file:
+        file.write("more")
+    summary = evaluate(run, run.path, Options("cpu", data_dir), Silent())
+    assert [row for row in summary.rows if row.game == "maze"] == [r for r in done[1].rows if r.game == "maze"]
+    (failure,) = summary.failures
+    assert failure.game == "fruitbot"
+    assert "done.json is damaged" in failure.message
+
+
 def test_a_stage_without_the_one_before_it_names_the_command(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:

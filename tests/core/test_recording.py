@@ -155,6 +155,26 @@ def test_an_interrupted_recording_resumes_where_it_stopped(tmp_path: Path) -> No
     assert [file.name for file in tmp_path.iterdir()] == ["maze-train.npz"]
 
 
+def test_a_recording_interrupted_while_it_is_verified_is_not_played_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "maze-train.npz"
+
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as now:
+        now.setattr("lapo_cli.core.recording.record.verify", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            _record(path, Member(_Constant(7), 0.3))
+    assert not path.exists()
+    played = read_log(tmp_path / "maze-train.partial.npz")
+    made = _record(path, Member(_Constant(7, calls=0), 0.3)).log
+    assert np.array_equal(made.actions, played.actions)
+    verify(read_log(path), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["maze-train.npz"]
+
+
 def test_a_whole_recording_is_not_played_again(tmp_path: Path) -> None:
     path = tmp_path / "maze-train.npz"
     one = _record(path, Member(_Constant(7), 0.3))

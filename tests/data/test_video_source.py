@@ -63,6 +63,9 @@ def test_clips_become_episodes_in_one_split_whole(tmp_path: Path) -> None:
     described = json.loads((tmp_path / "data" / "mine" / CLIPS_FILE).read_text())
     assert [(clip["frames"], clip["starts"]) for clip in described["clips"]] == [(20, 1), (30, 1), (10, 1), (25, 1)]
     assert preparation_of(tmp_path / "data", "mine") == Preparation()
+    (tmp_path / "data" / "mine" / CLIPS_FILE).write_text(json.dumps({**described, "source": "another import"}))
+    with pytest.raises(CorruptDataError, match="import the clips again"):  # One that was killed at its end.
+        preparation_of(tmp_path / "data", "mine")
     assert not scratch_folder(tmp_path / "data", "mine").exists()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lapo_cli.core.errors import (
     BrokenEnvironmentError,
@@ -74,6 +74,21 @@ class VecEnv(ABC):
         """Free the environments."""
 
 
+_Returns = TypeVar("_Returns", float, "NDArray[np.float64]")
+
+
+def normalized(returns: _Returns, reference: tuple[float | None, float | None]) -> _Returns | None:
+    """(return - random) / (expert - random), as in the paper's figures.
+
+    Args:
+        returns: one or more episodic returns.
+        reference: mean returns of the random policy and of the expert; the result is None unless both are known and
+            differ.
+    """
+    random, expert = reference
+    return None if random is None or expert is None or expert == random else (returns - random) / (expert - random)
+
+
 class Planner(Protocol):
     """Plays from saved states instead of frames."""
 
@@ -115,10 +130,8 @@ class EnvSpec:
             )
 
     def normalize(self, episodic_return: float) -> float | None:
-        """(return - random) / (expert - random), as in the paper's figures; None without those two."""
-        if self.random_return is None or self.expert_return is None:
-            return None
-        return (episodic_return - self.random_return) / (self.expert_return - self.random_return)
+        """See :func:`normalized`."""
+        return normalized(episodic_return, (self.random_return, self.expert_return))
 
     def make_envs(self, num_envs: int, seed: int, **options: Any) -> VecEnv:
         """``num_envs`` environments; ``options`` are those of :attr:`make`.

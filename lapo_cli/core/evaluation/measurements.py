@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 
 import lapo_cli
 from lapo_cli.core.data.store import FrameStore
-from lapo_cli.core.errors import LapoError
+from lapo_cli.core.errors import LapoError, RunDirError
 from lapo_cli.core.evaluation import imagination, latents, sheets
-from lapo_cli.core.files import atomic_write_json, read_json
+from lapo_cli.core.files import atomic_write_json, exclusive, read_json
 from lapo_cli.core.run_dir import fingerprint
 from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
@@ -77,19 +77,30 @@ def _demonstrations(ctx: Context, folder: Path, train: FrameStore, test: FrameSt
 
 
 def _kept(ctx: Context, name: str, source: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """A measurement from ``source``, made now or kept from before."""
+    """A measurement from ``source``, made now or kept from before; one process makes it at a time."""
     folder = ctx.seed_dir.path / FOLDER
     file, key = folder / f"{name}.json", fingerprint([_VERSION, source])
-    if file.exists() and not ctx.fresh:
-        kept = read_json(file, _ANY, "delete it and run 'lapo evaluate' again")
-        if kept.get("key") == key:
-            return kept
-    made = {
-        "key": key,
-        "lapo_version": lapo_cli.__version__,
-        "game": ctx.game,
-        "seed": ctx.seed_dir.seed,
-        **make(folder),
-    }
-    atomic_write_json(file, made)
-    return made
+
+    def kept() -> dict[str, Any] | None:
+        if not file.exists() or ctx.fresh:
+            return None
+        content = read_json(file, _ANY, "delete it and run 'lapo evaluate' again")
+        return content if content.get("key") == key else None
+
+    found = kept()
+    if found is not None:
+        return found
+    busy = RunDirError(f"Another lapo process is measuring in {folder}.")
+    with exclusive(folder / f".{name}.lock", busy, wait=ctx.progress):
+        found = kept()
+        if found is not None:
+            return found
+        made = {
+            "key": key,
+            "lapo_version": lapo_cli.__version__,
+            "game": ctx.game,
+            "seed": ctx.seed_dir.seed,
+            **make(folder),
+        }
+        atomic_write_json(file, made)
+        return made

@@ -109,13 +109,12 @@ def record(
         finally:
             session.close()
         levels = frozenset(session.levels)
-        if found is not None and found.num_steps == steps:
-            return Recording(found, levels)
-        log = session.log()
-        verify(log, path, progress)
-        write_log(path, log)
+        if found is None or not path.is_file():
+            found = session.log()
+            verify(found, path, progress)
+            write_log(path, found)
         partial_path(path).unlink(missing_ok=True)
-        return Recording(log, levels)
+        return Recording(found, levels)
     raise UsageError(
         f"In {_TRIES} tries, {steps * num_envs:,} frames of {game} always met one of the {len(avoid):,} levels of the "
         "other log: record fewer frames."
@@ -175,7 +174,7 @@ class _Session:
         self._epsilon = np.array([members[n % len(members)].epsilon for n in range(num_envs)])
 
     def play(self, path: Path, avoid: frozenset[int], progress: Progress) -> None:
-        """Play to the end; what there is, is kept once a minute and when something interrupts.
+        """Play to the end; what has been played is saved every minute, when something interrupts, and at the end.
 
         Raises:
             CorruptDataError: what was recorded before does not replay.
@@ -188,6 +187,7 @@ class _Session:
         except BaseException:
             self._save(partial)
             raise
+        self._save(partial)  # Verification takes as long as play.
 
     def _play(self, path: Path, partial: Path, avoid: frozenset[int], progress: Progress) -> None:
         steps, num_envs = self._actions.shape

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from lapo_cli.core.envs.base import normalized
 from lapo_cli.core.errors import CorruptDataError, LapoError, RunDirError
 from lapo_cli.core.evaluation import evaluate, measurements, sheets
 from lapo_cli.core.evaluation.reference import reference_returns
@@ -220,14 +221,8 @@ class SeedResults:
     imagined: Imagined | None
 
     def normalize(self, value: float) -> float | None:
-        """(return - random) / (paper's expert - random); None where these are not known."""
+        """See :func:`normalized`."""
         return normalized(value, self.reference)
-
-
-def normalized(value: float, reference: Reference) -> float | None:
-    """(return - random) / (paper's expert - random); None where these are not known."""
-    random, expert = reference
-    return None if random is None or expert is None or expert == random else (value - random) / (expert - random)
 
 
 @dataclass(frozen=True)

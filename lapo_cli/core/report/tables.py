@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.envs.base import normalized
 from lapo_cli.core.errors import ConfigError
 from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
@@ -15,7 +16,7 @@ from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
 from lapo_cli.core.evaluation.summary import Key, share_of
 from lapo_cli.core.report import paper
-from lapo_cli.core.report.results import Policy, RunResults, SeedResults, normalized, title_of
+from lapo_cli.core.report.results import Policy, RunResults, SeedResults, title_of
 
 _SCRATCH = "scratch"
 
@@ -102,15 +103,9 @@ def scores_of(run: RunResults, games: Sequence[str]) -> dict[Key, tuple[str, Ret
         for key, policies in pooled(run.of(game)).items():
             if policies[0].order == 0 or policies[0].stage:
                 stages[key] = policies[0].stage
-                found.setdefault(key, {})[game] = [_normalized(policy.returns, reference) for policy in policies]
+                values = (normalized(policy.returns, reference) for policy in policies)
+                found.setdefault(key, {})[game] = [value for value in values if value is not None]
     return {key: (stages[key], of) for key, of in found.items() if len(of) == len(games)}
-
-
-def _normalized(returns: NDArray[np.float64], reference: tuple[float | None, float | None]) -> NDArray[np.float64]:
-    random, expert = reference
-    assert random is not None
-    assert expert is not None
-    return (returns - random) / (expert - random)
 
 
 @dataclass(frozen=True)

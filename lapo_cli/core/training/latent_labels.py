@@ -1,5 +1,6 @@
 """Latent actions of windows: on the fly, or of a whole data set, computed once and kept on disk."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -36,7 +37,7 @@ def latent_actions(ctx: Context, idm: InverseDynamicsModel, windows: Iterable[Te
 
 
 def gather_batches(loader: FrameLoader, windows: NDArray[np.int64]) -> Iterator[Tensor]:
-    """The windows around centres (W,) in batches (B, 3, H, W, 3) uint8 on the loader's device."""
+    """The windows around ``windows``, centres (W,), in batches (B, 3, H, W, 3) uint8 on the loader's device."""
     order = _InOrder(windows)
     return loader.batches(order, 0, order.steps)
 
@@ -82,7 +83,7 @@ def played_pairs(
 
 
 def labelled_frames(ctx: Context, train: FrameStore) -> NDArray[np.int64]:
-    """Centres of the labelled windows in the order in which labels are granted: N labels are those of the first N."""
+    """Centres (L,) int64 of the labelled windows in the order in which labels are granted: N labels are the first N."""
     windows = train.labelled(train.video().windows(ctx.config.data.max_frames))
     order: NDArray[np.int64] = np.random.default_rng(stage_seed(ctx, "labelled frames")).permutation(windows)
     return order
@@ -108,7 +109,8 @@ def latent_labels(
         CorruptDataError: the cached file is damaged.
     """
     folder = ctx.data_dir / ctx.game / "latents"
-    key = fingerprint([idm_fingerprint, video.fingerprint, len(windows), int(windows[-1]), ctx.compute.bf16])
+    centres = hashlib.sha256(windows.tobytes()).hexdigest()
+    key = fingerprint([idm_fingerprint, video.fingerprint, centres, ctx.compute.bf16])
     file = folder / f"{key}.npy"
 
     def make_or_keep() -> None:

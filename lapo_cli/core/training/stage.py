@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import PLUGIN_SECTIONS, Config, Section, section_of
+from lapo_cli.core.config_loading import parse_config
 from lapo_cli.core.data.store import SPLITS, Split
 from lapo_cli.core.errors import MissingInputError, UsageError
 from lapo_cli.core.registry import Registry
@@ -243,7 +244,10 @@ def sections_since(stage: Stage, config: Config, earlier: dict[str, Any]) -> dic
     Settings that ``earlier`` lacks, because the version that recorded it did not have them, are left out where they
     have their default.
     """
-    now, defaults = (sections_of(stage, stage.configure(c).model_dump(mode="json")) for c in (config, Config()))
+    quantizer, target = config.model.quantizer.kind, config.stage2.target.kind
+    # Each kind has settings of its own.
+    default = parse_config({"model": {"quantizer": {"kind": quantizer}}, "stage2": {"target": {"kind": target}}})
+    now, defaults = (sections_of(stage, stage.configure(c).model_dump(mode="json")) for c in (config, default))
     sections: dict[str, Any] = _without_new_settings(now, earlier, defaults)
     return sections
 
@@ -278,10 +282,12 @@ def require_stage(ctx: Context, name: str) -> StageDir:
 
 def is_current(seed_dir: SeedDir, name: str) -> bool:
     """Whether a stage is finished, and the stages that it was made from are still there and current themselves."""
-    folder = seed_dir.stage(name)
-    if folder.done() is None:
-        return False
-    for earlier, made in folder.read_config().get("inputs", {}).items():
+    return seed_dir.stage(name).done() is not None and has_current_inputs(seed_dir, name)
+
+
+def has_current_inputs(seed_dir: SeedDir, name: str) -> bool:
+    """Whether the stages that a finished or unfinished stage was begun with are still there and current themselves."""
+    for earlier, made in seed_dir.stage(name).read_config().get("inputs", {}).items():
         if earlier in SPLITS:  # Policies are what they are, whether or not their frames are still there.
             continue
         if not is_current(seed_dir, earlier) or seed_dir.stage(earlier).output_fingerprint(earlier) != made:

@@ -268,6 +268,8 @@ class VideoImporter(Importer):
     def _decode_one(
         self, clip: Clip, findings: Findings, threads: int, stop: threading.Event
     ) -> "DecodedClip | LapoError":
+        if stop.is_set():  # Or every clip that is still waiting would be opened.
+            raise CancelledError
         key = json.dumps([clip.identity(), asdict(self.preparation)])
         file = self.scratch / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.clip"
         earlier = DecodedClip.open(clip, file, self.preparation.size)
@@ -401,7 +403,12 @@ class _DecodedImporter(Importer):
             }
             for done in self.decoded
         ]
-        about = {"preparation": asdict(self.before.preparation), "clips": clips, "left_out": self.left_out}
+        about = {
+            "source": self.before.source,
+            "preparation": asdict(self.before.preparation),
+            "clips": clips,
+            "left_out": self.left_out,
+        }
         atomic_write_json(file, about)
 
 
@@ -415,10 +422,12 @@ def preparation_of(data_dir: Path, game: str) -> Preparation | None:
         CorruptDataError: the files that say so are damaged.
     """
     train, file = store_path(data_dir, game, "train"), data_dir / game / CLIPS_FILE
-    if not train.is_dir() or read_manifest(train).made_by != MADE_BY:
+    if not train.is_dir() or (manifest := read_manifest(train)).made_by != MADE_BY:
         return None
     try:
         about = read_json(file, _ABOUT, "import the clips again with --fresh")
+        if about["source"] != manifest.source:
+            raise ValueError("of an import that did not finish")
         return TypeAdapter(Preparation).validate_python(about["preparation"])
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise CorruptDataError(f"{file} is missing or damaged: import the clips again with --fresh.") from error
