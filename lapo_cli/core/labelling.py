@@ -95,9 +95,9 @@ def label_clip(ctx: Context, clip: Clip, preparation: Preparation, out: Path, *,
         "idm": output_fingerprint(ctx, IDM),
         "labels": labels,
     }
-    set_aside(out)
     with atomic_path(out) as temporary:
         np.savez(temporary, **arrays, about=json.dumps(about))
+        set_aside(out)
     return Labelled(out, findings.decoded, len(arrays["z"]), labels)
 
 

@@ -20,6 +20,7 @@ from lapo_cli.core.data.sources.base import SOURCES
 from lapo_cli.core.data.sources.video import preparation_of
 from lapo_cli.core.data.store import SPLITS, store_path
 from lapo_cli.core.errors import (
+    CorruptDataError,
     LapoError,
     MissingInputError,
     UsageError,
@@ -150,16 +151,17 @@ def label(
 def evaluate(run: RunDir, path: Path, options: Options, progress: Progress) -> Summary:
     """Evaluate every policy found at or below ``path`` (or the one ``path`` lies in) and measure its latent actions.
 
-    The table is written at ``path``, the report into the run directory. What cannot act here is noted among the
-    failures, and what has been kept of it stays in the report.
+    The table is written at ``path``, the report into the run directory. A game and seed that cannot act here, or is
+    damaged, is noted among the failures and does not stop the others; what has been kept of it stays in the report.
 
     Raises:
         MissingInputError: nothing there is finished.
+        RunDirError: another process works on one of these games and seeds.
     """
     contexts = [context_of(run, seed_dir, options, progress) for seed_dir in run.seed_dirs(path)]
     only = _stage_of(path, contexts)
     names = [stage.name for stage in STAGES.values() if only in (None, stage.name)]
-    if not any(ctx.seed_dir.stage(name).done() for ctx in contexts for name in names):
+    if not any(_has_results(ctx, name) for ctx in contexts for name in names):
         raise MissingInputError(
             f"{path} holds no finished stage: run 'lapo train-idm GAME --run-dir {run.path}' or 'lapo train-expert "
             f"GAME --run-dir {run.path}' first."
@@ -291,17 +293,28 @@ def plan(run: RunDir, games: list[str], seeds: list[int], options: Options) -> l
                 before = begun.get("config")
                 changed = (
                     before is None
-                    or not has_current_inputs(ctx.seed_dir, stage.name)
                     or before != sections_since(stage, run.config, before)
                     or run.config.precision not in ("auto", begun.get("precision"))
                 )
-                if options.fresh or changed or again.intersection(stage.requires):
+                if (
+                    options.fresh
+                    or changed
+                    or again.intersection(stage.requires)
+                    or not has_current_inputs(ctx.seed_dir, stage.name)
+                ):
                     state = "run"
                     again.add(stage.name)
                 else:
                     state = "resume" if folder.done() is None else "done"
                 planned.append(PlannedStage(game, seed, stage.name, state))
     return planned
+
+
+def _has_results(ctx: Context, name: str) -> bool:
+    try:
+        return ctx.seed_dir.stage(name).done() is not None
+    except CorruptDataError:  # There are some, whose damage is reported with their game.
+        return True
 
 
 def _is_left_out(stage: Stage, ctx: Context) -> bool:

@@ -477,8 +477,8 @@ def _require_same(run: RunDir, config: Config) -> None:
     if changed:
         raise RunDirError(
             f"{run.path} is a run of another configuration ({', '.join(changed[:3])} differ): use the same "
-            "--preset, --config and --set, or another --run-dir, or --reconfigure to give this run the new "
-            "configuration and set the results aside that depend on it."
+            "--preset, --config and --set, or another --run-dir, or the option --reconfigure of run-all or train-idm, "
+            "which gives this run the new configuration and sets the results aside that depend on it."
         )
 
 

@@ -227,6 +227,7 @@ def test_a_stage_is_run_as_the_options_say(
         (("train-idm", "maze"), "run_stage"),
         (("train-expert", "maze"), "run_stage"),
         (("run-all", "--games", "maze"), ""),
+        (("run-chain", "maze"), "run_chain"),
     ],
 )
 def test_a_run_goes_on_with_its_own_preset(
@@ -236,9 +237,10 @@ def test_a_run_goes_on_with_its_own_preset(
     said = lapo(*words, "--run-dir", "run")
     assert said.exit_code == 0, said.stderr
     assert core.calls[0][0].config == run.config
-    refused = lapo(*words, "--run-dir", "run", "--preset", "paper")
-    assert refused.exit_code == 2
-    assert "is a run of another configuration" in refused.stderr
+    for other in (("--preset", "paper"), ("--set", "stage1.steps=10")):
+        refused = lapo(*words, "--run-dir", "run", *other)
+        assert refused.exit_code == 2
+        assert "is a run of another configuration" in refused.stderr
 
 
 def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

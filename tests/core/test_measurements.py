@@ -1,8 +1,11 @@
 """What is measured of latent actions and of the world model, on known data and on a tiny training."""
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +115,21 @@ def test_measurements_are_made_once_and_again_when_stage_1_changed(context: Call
     run(again, "idm")
     measurements.measure(again)
     assert json.loads((folder / "latents.json").read_text())["key"] != found["key"]
+
+
+def test_what_two_ask_for_at_once_is_measured_once(context: Callable[..., Context]) -> None:
+    ctx, made = context(), []
+
+    def make(folder: Path) -> dict[str, Any]:
+        made.append(folder)
+        time.sleep(0.3)
+        return {"number": len(made)}
+
+    with ThreadPoolExecutor(2) as both:
+        asked = [both.submit(measurements._kept, ctx, "slow", "of this", make) for _ in range(2)]
+        results = [one.result() for one in asked]
+    assert results[0] == results[1]
+    assert len(made) == 1
 
 
 def test_rollouts_stay_within_episodes(context: Callable[..., Context]) -> None:

@@ -254,14 +254,18 @@ def test_a_plan_says_that_what_was_made_from_a_replaced_stage_is_repeated(
     _stage(changed, "idm", run.seed_dir("maze", 0), options)
     states = {p.stage: p.state for p in plan(changed, ["maze"], [0], options)}
     assert (states["idm"], states["policy"], states["scratch"]) == ("done", "run", "done")
+    (changed.seed_dir("maze", 0).path / "idm" / "config.yaml").unlink()
+    fresh = replace(options, fresh=True)  # What it starts over may be damaged.
+    assert {p.state for p in plan(changed, ["maze"], [0], fresh)} == {"run"}
 
 
+@pytest.mark.parametrize("stage", ["idm", "scratch"])
 def test_a_damaged_game_is_reported_and_the_others_are_evaluated(
-    done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path
+    done: tuple[RunDir, Summary], tmp_path: Path, data_dir: Path, stage: str
 ) -> None:
     shutil.copytree(done[0].path, tmp_path / "run")
     run = RunDir.open(tmp_path / "run")
-    with (run.seed_dir("fruitbot", 0).path / "scratch" / "done.json").open("a") as file:
+    with (run.seed_dir("fruitbot", 0).path / stage / "done.json").open("a") as file:
         file.write("more")
     summary = evaluate(run, run.path, Options("cpu", data_dir), Silent())
     assert [row for row in summary.rows if row.game == "maze"] == [r for r in done[1].rows if r.game == "maze"]

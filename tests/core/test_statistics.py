@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lapo_cli.core.envs.base import ENVIRONMENTS
+from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec
 from lapo_cli.core.envs.procgen import GAMES
 from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.statistics import (
@@ -30,6 +30,12 @@ def test_the_interval_covers_the_true_mean_at_its_confidence_level() -> None:
         estimate = mean_return([rng.exponential(3.0, 64)])
         covered += estimate.low <= 3.0 <= estimate.high
     assert 175 <= covered <= 199  # 95 %, a little less for so skewed returns
+
+
+def test_returns_are_normalized_only_between_two_references_that_differ() -> None:
+    assert EnvSpec("dots", 3, random_return=2.0, expert_return=6.0).normalize(4.0) == 0.5
+    assert EnvSpec("dots", 3, random_return=2.0).normalize(4.0) is None
+    assert EnvSpec("dots", 3, random_return=2.0, expert_return=2.0).normalize(4.0) is None
 
 
 def test_the_interval_of_one_seed_is_as_wide_as_theory_says() -> None:

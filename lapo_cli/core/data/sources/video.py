@@ -426,8 +426,9 @@ def preparation_of(data_dir: Path, game: str) -> Preparation | None:
         return None
     try:
         about = read_json(file, _ABOUT, "import the clips again with --fresh")
-        if about["source"] != manifest.source:
-            raise ValueError("of an import that did not finish")
+        # That of an import that did not finish names another one; earlier versions did not record it.
+        if about.get("source", manifest.source) != manifest.source:
+            raise ValueError("of another import")
         return TypeAdapter(Preparation).validate_python(about["preparation"])
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise CorruptDataError(f"{file} is missing or damaged: import the clips again with --fresh.") from error
