@@ -111,7 +111,11 @@ def record(
         levels = frozenset(session.levels)
         if found is None or not path.is_file():
             found = session.log()
-            verify(found, path, progress)
+            try:
+                verify(found, path, progress)
+            except KeyboardInterrupt:
+                write_log(partial_path(path), found)
+                raise
             write_log(path, found)
         partial_path(path).unlink(missing_ok=True)
         return Recording(found, levels)
@@ -174,7 +178,7 @@ class _Session:
         self._epsilon = np.array([members[n % len(members)].epsilon for n in range(num_envs)])
 
     def play(self, path: Path, avoid: frozenset[int], progress: Progress) -> None:
-        """Play to the end; what has been played is saved every minute, when something interrupts, and at the end.
+        """Play to the end; what has been played is saved every minute and when something interrupts.
 
         Raises:
             CorruptDataError: what was recorded before does not replay.
@@ -187,7 +191,6 @@ class _Session:
         except BaseException:
             self._save(partial)
             raise
-        self._save(partial)  # Verification takes as long as play.
 
     def _play(self, path: Path, partial: Path, avoid: frozenset[int], progress: Progress) -> None:
         steps, num_envs = self._actions.shape
