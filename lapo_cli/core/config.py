@@ -129,7 +129,8 @@ class ModelConfig(Section):
     )
     policy_trunk: Trunk = Field(
         default="impala",
-        description="Trunk of the policy and the baselines: impala, the paper's, or compact, which costs less.",
+        description="Trunk of the policy and the baselines: impala, the paper's, or compact, which costs less and "
+        "normalizes its features.",
     )
     quantizer: Annotated[SerializeAsAny[QuantizerConfig], _variant(QUANTIZERS, "vq")] = Field(
         default_factory=lambda: QUANTIZERS.get("vq").model_validate({}), description="The quantizer of latent actions."
@@ -148,10 +149,12 @@ class ScheduledConfig(Section):
     lr_start: float
     lr_end: float
     warmup: int
-    weight_decay: float = Field(0.01, ge=0, lt=1, description="Weight decay of the optimizer.")
+    weight_decay: float = Field(
+        0.01, ge=0, le=10, description="Weight decay of the optimizer, times the learning rate."
+    )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="adamw (the paper's), or muon: Muon for hidden convolutions and AdamW for the rest.",
+        description="adamw (the paper's), or muon: Muon for hidden layers and AdamW for the rest.",
     )
 
     def of_steps(self, steps: int) -> Self:
@@ -271,7 +274,7 @@ class RelabelConfig(Section):
     )
     idm_network: Literal["stage1", Trunk] = Field(
         "stage1",
-        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk (impala, compact) "
+        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk "
         "from random weights, which has the policy's scale and sees what the policy sees.",
     )
     play_temperature: float = Field(

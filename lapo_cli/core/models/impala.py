@@ -1,4 +1,4 @@
-"""The IMPALA convolutional trunk that the inverse dynamics model and the policy share (paper, appendix A)."""
+"""Convolutional trunks of inverse dynamics model and policy: the paper's (IMPALA, appendix A) and a compact one."""
 
 from torch import Tensor, nn
 
@@ -19,7 +19,27 @@ class ResidualBlock(nn.Module):
         return out
 
 
-class ImpalaTrunk(nn.Module):
+class Trunk(nn.Module):
+    """Convolutions that reduce an image to an eighth of its size, and the features that they make of it.
+
+    Args:
+        convs: the layers; they output ``channels`` channels.
+        size: pixels per side of the input.
+    """
+
+    def __init__(self, convs: nn.Sequential, channels: int, size: int) -> None:
+        super().__init__()
+        self.convs = convs
+        self.num_features = channels * (size // 8) ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, size, size) -> features relu(flatten(convs(x))) of shape (B, num_features)."""
+        # Flattened in the order of an ordinary (contiguous) tensor, so that weights do not depend on the layout.
+        features: Tensor = self.convs(x).flatten(1).relu()
+        return features
+
+
+class ImpalaTrunk(Trunk):
     """Three sequences of convolution, pooling and two residual blocks; no normalization layers.
 
     Args:
@@ -29,7 +49,6 @@ class ImpalaTrunk(nn.Module):
     """
 
     def __init__(self, in_channels: int, scale: int, size: int) -> None:
-        super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
         for out in (16 * scale, 32 * scale, 32 * scale):
@@ -40,26 +59,19 @@ class ImpalaTrunk(nn.Module):
                 ResidualBlock(out, out),
             ]
             channels = out
-        self.convs = nn.Sequential(*layers)
-        self.num_features = channels * (size // 8) ** 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, size, size) -> features relu(flatten(convs(x))) of shape (B, num_features)."""
-        # Flattened in the order of an ordinary (contiguous) tensor, so that weights do not depend on the layout.
-        features: Tensor = self.convs(x).flatten(1).relu()
-        return features
+        super().__init__(nn.Sequential(*layers), channels, size)
 
 
-class CompactTrunk(ImpalaTrunk):
-    """The same widths at a lower cost: the first pooling is a stride, and sequences have one residual block.
+class CompactTrunk(Trunk):
+    """The same widths at a lower cost, with layer normalization of the features.
 
-    Neighbouring patches of the first convolution overlap; without that a shift by a pixel is another picture to it.
+    The first pooling is a stride, and sequences have one residual block. Neighbouring patches of the first convolution
+    overlap; without that a shift by a pixel is another picture to it.
     """
 
     def __init__(self, in_channels: int, scale: int, size: int) -> None:
-        nn.Module.__init__(self)
         first, second, third = 16 * scale, 32 * scale, 32 * scale
-        self.convs = nn.Sequential(
+        convs = nn.Sequential(
             nn.Conv2d(in_channels, first, 4, stride=2, padding=1),
             ResidualBlock(first, first),
             nn.Conv2d(first, second, 3, padding=1),
@@ -69,8 +81,14 @@ class CompactTrunk(ImpalaTrunk):
             nn.MaxPool2d(3, stride=2, padding=1),
             ResidualBlock(third, third),
         )
-        self.num_features = third * (size // 8) ** 2
+        super().__init__(convs, third, size)
+        self.norm = nn.LayerNorm(self.num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`Trunk.forward`; the features of each sample have mean 0 and variance 1, before gain and bias."""
+        features: Tensor = self.norm(super().forward(x))
+        return features
 
 
-TRUNKS: dict[str, type[ImpalaTrunk]] = {"impala": ImpalaTrunk, "compact": CompactTrunk}
+TRUNKS: dict[str, type[ImpalaTrunk | CompactTrunk]] = {"impala": ImpalaTrunk, "compact": CompactTrunk}
 """Name in the configuration -> trunk of a policy, or of the inverse dynamics model of random play."""

@@ -80,7 +80,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     compute.place(world_model)
     untrained = evaluate.probe(idm)
     parameters = [*idm.parameters(), *world_model.parameters()]
-    optimizer = build_optimizer(parameters, config)
+    optimizer = build_optimizer([idm, world_model], config)
     loop = TrainingLoop(
         stage,
         ctx,

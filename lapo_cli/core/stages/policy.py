@@ -35,7 +35,7 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     del idm
     policy.target.fit(torch.from_numpy(np.array(labels[:: -(-len(labels) // _FITTED)])).float())
     imitation = Imitation(policy, windows, labels, policy.target.loss, config.lookahead, compute)
-    optimizer = build_optimizer(imitation.parameters(), config)
+    optimizer = build_optimizer([imitation], config)
     loop = TrainingLoop(
         stage,
         ctx,

@@ -103,7 +103,7 @@ def clone(
         policy.trunk.load_state_dict(start.trunk.state_dict())
         policy.hidden.load_state_dict(start.hidden.state_dict())
     imitation = Imitation(policy, targets.windows, targets.actions, F.cross_entropy, config.lookahead, compute)
-    optimizer = build_optimizer(imitation.parameters(), config)
+    optimizer = build_optimizer([imitation], config)
     state: dict[str, Stateful] = {**dict(imitation.named_children()), "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
     sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))

@@ -69,7 +69,7 @@ def train_inverse_dynamics(
     if start is not None:  # The hidden layer, which serves latent actions, is no better a start than random weights.
         idm.trunk.load_state_dict(start.trunk.state_dict())
     compute.place(idm)
-    optimizer = build_optimizer(idm.parameters(), config)
+    optimizer = build_optimizer([idm], config)
     state: dict[str, Stateful] = {"idm": idm, "optimizer": optimizer}
     loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/actions", "val/accuracy"))
     sampler = BatchSampler(np.sort(frames.windows), config.batch_size, stage_seed(ctx, "windows"))

@@ -1,4 +1,4 @@
-"""The optimizers of stages 1 and 2 and of clones: AdamW, and Muon beside it for the kernels of hidden convolutions."""
+"""The optimizers of stages 1 and 2 and of clones: AdamW, and Muon beside it for the weights of hidden layers."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,66 +8,73 @@ from torch import Tensor, nn
 
 from lapo_cli.core.config import ScheduledConfig
 
-_KERNEL_RATE = 20.0
+_HIDDEN_RATE = 20.0
 _MOMENTUM = 0.95
 _HIDDEN_CHANNELS = 16
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: ScheduledConfig) -> torch.optim.AdamW:
+def build_optimizer(networks: Iterable[nn.Module], config: ScheduledConfig) -> torch.optim.AdamW:
     """The configured optimizer; its learning rate is for ``set_learning_rate`` to set, step by step."""
-    kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
-    return kind(list(parameters), config.lr, weight_decay=config.weight_decay, fused=True)
+    named = [parameter for network in networks for parameter in network.named_parameters()]
+    if config.optimizer == "muon":
+        return Muon(named, config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW([p for _, p in named], config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but the kernels of hidden convolutions are moved by orthogonalized momentum (Muon).
+    """AdamW, but the weights of hidden layers are moved by orthogonalized momentum (Muon).
 
     K. Jordan et al., 2024, https://kellerjordan.github.io/posts/muon: a kernel (out, in, h, w) is taken as a matrix
-    (out, in x h x w); its update is the Nesterov momentum with all singular values made about 1. Kernels' learning rate
-    is 20 times that of the other parameters: the usual 0.02 where AdamW has 1e-3.
+    (out, in x h x w); its update is the Nesterov momentum with all singular values made about 1. Their learning rate is
+    20 times that of the other parameters: the usual 0.02 where AdamW has 1e-3.
 
     Args:
-        parameters: kernels are those of four dimensions whose second one (the input channels, of a transposed
-            convolution the output channels) is 16 or more; smaller ones, such as those that see the image, are left to
-            AdamW.
+        named: of networks. Weights of hidden layers are those of linear layers called ``hidden``, and kernels whose
+            second dimension (the input channels, of a transposed convolution the output channels) is 16 or more.
+            Smaller ones, such as those that see the image, and the heads are left to AdamW.
         lr: of the other parameters.
         options: of AdamW.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, **options: Any) -> None:
-        kernels = {id(p) for p in parameters if p.ndim == 4 and p.shape[1] >= _HIDDEN_CHANNELS}
-        groups = [[p for p in parameters if id(p) not in kernels], [p for p in parameters if id(p) in kernels]]
+    def __init__(self, named: list[tuple[str, nn.Parameter]], lr: float, **options: Any) -> None:
+        hidden = {id(p) for name, p in named if _is_hidden(name, p)}
+        parameters = [p for _, p in named]
+        groups = [[p for p in parameters if id(p) not in hidden], [p for p in parameters if id(p) in hidden]]
         super().__init__([{"params": group} for group in groups], lr, **options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; the kernels' gradients are gone afterwards."""
+        """One update; the gradients of hidden weights are gone afterwards."""
         group = self.param_groups[1]
         by_shape: dict[torch.Size, list[Tensor]] = {}
-        for kernel in group["params"]:
-            if kernel.grad is not None:
-                by_shape.setdefault(kernel.shape, []).append(kernel)
-        for shape, kernels in by_shape.items():  # Together, because many small operations are what takes the time.
-            gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
-            momenta = [self._momentum(kernel) for kernel in kernels]
+        for weight in group["params"]:
+            if weight.grad is not None:
+                by_shape.setdefault(weight.shape, []).append(weight)
+        for shape, weights in by_shape.items():  # Together, because many small operations are what takes the time.
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            momenta = [self._momentum(weight) for weight in weights]
             torch._foreach_mul_(momenta, _MOMENTUM)
             torch._foreach_add_(momenta, gradients)
             nesterov = torch.stack(torch._foreach_add(gradients, momenta, alpha=_MOMENTUM))
             updates = orthogonalized(nesterov.flatten(2)).view_as(nesterov).unbind()
-            rate = _KERNEL_RATE * group["lr"] * max(1.0, shape[0] / shape[1:].numel()) ** 0.5
-            torch._foreach_mul_(kernels, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_sub_(kernels, updates, alpha=rate)
-            for kernel in kernels:
-                kernel.grad = None  # so that AdamW leaves it alone
+            rate = _HIDDEN_RATE * group["lr"] * max(1.0, shape[0] / shape[1:].numel()) ** 0.5
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(weights, updates, alpha=rate)
+            for weight in weights:
+                weight.grad = None  # so that AdamW leaves it alone
         return super().step(closure)
 
-    def _momentum(self, kernel: Tensor) -> Tensor:
-        state = self.state[kernel]
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
         if not state:  # AdamW expects a step in every state.
-            state.update(step=torch.zeros((), device=kernel.device), momentum=torch.zeros_like(kernel))
+            state.update(step=torch.zeros((), device=weight.device), momentum=torch.zeros_like(weight))
         momentum: Tensor = state["momentum"]
         return momentum
+
+
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    return name.endswith("hidden.weight") or (parameter.ndim == 4 and parameter.shape[1] >= _HIDDEN_CHANNELS)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
