@@ -1,5 +1,4 @@
 import json
-from collections.abc import Iterable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -12,22 +11,9 @@ from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.evaluation.reference import reference_returns, with_references
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Row, Summary
 from lapo_cli.core.run_dir import RunDir
+from tests import results
 
 BUNDLED = [file for file in resources.files("lapo_cli").joinpath("results").iterdir() if file.name.endswith(".json")]
-
-_SHOWN = (
-    ("random policy", None),
-    ("demonstrations (expert)", None),
-    ("LAPO decoded offline", 16),
-    ("LAPO decoded offline", 256),
-    ("LAPO relabelled and cloned", 16),
-    ("LAPO relabelled and cloned", 256),
-    ("BC on all true labels", None),
-    ("LAPO fine-tuned online", None),
-    ("LAPO relabelled online, then PPO", None),
-    ("PPO from scratch", None),
-)
-_PLAYED = tuple(key for key in _SHOWN if key[0] != "demonstrations (expert)")
 
 
 def _made() -> dict[str, Any]:
@@ -82,42 +68,35 @@ def test_the_table_has_the_column_only_where_there_is_one(tmp_path: Path):
     assert "2.50" in Summary([row, other], {}, [], [], tmp_path).markdown()
 
 
-def _table(name: str) -> list[list[str]]:
-    """The cells of a table of README, without its heading."""
-    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
-    table = lines[lines.index(f"<!-- {name} -->") + 3 : lines.index(f"<!-- /{name} -->")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _returns(rows: list[dict[str, Any]], game: str, shown: Iterable[tuple[str, int | None]] = _SHOWN) -> list[str]:
-    found = {(row["method"], row["labels"]): row for row in rows if row["game"] == game}
-    return [f"{found[key]['normalized']:z.2f}" if key in found else "-" for key in shown]
-
-
-def _probe(probes: list[dict[str, Any]]) -> str:
-    means = (_mean([probe[name] for probe in probes]) for name in ("probe", "untrained", "supervised"))
-    return "{:.2f} ({:.2f}, {:.2f})".format(*means)
-
-
 def test_the_readme_shows_the_results_that_the_package_holds():
-    content = json.loads(resources.files("lapo_cli").joinpath("results", "quick.json").read_text())
-    rows, probes = content["rows"], content["probes"]
-    *games, means = _table("quick")
-    assert games == [
-        [game, ", ".join(of_game), *_returns(rows, game), _probe(list(of_game.values()))]
-        for game, of_game in probes.items()
+    readme = results.README.read_text()
+    content = json.loads((results.FOLDER / "quick.json").read_text())
+    for name, table in results.tables(content).items():
+        assert results.shown(readme, name) == table
+
+
+def _row(game: str, method: str, normalized: float) -> dict[str, Any]:
+    return {"game": game, "method": method, "labels": None, "normalized": normalized}
+
+
+def test_means_of_the_table_are_of_all_games_and_a_game_counts_1_at_most():
+    rows = [
+        *(_row(game, "random policy", 0.1) for game in ("maze", "heist")),
+        *(_row(game, "PPO from scratch", value) for game, value in (("maze", 3.0), ("heist", 0.4))),
+        _row("maze", "BC on all true labels", 0.5),
+        _row(ALL_GAMES, "PPO from scratch", 0.9),
     ]
-    for key, mean in zip(_SHOWN, means[2:-1], strict=True):
-        normalized = [row["normalized"] for row in rows if (row["method"], row["labels"]) == key]
-        of_all = f"{_mean([min(value, 1) for value in normalized]):z.2f}"
-        assert mean == (of_all if len(normalized) == len(games) else "-")
-    assert _table("seeds") == [
-        [game, seed, *_returns(content["by_seed"][seed], game, _PLAYED), _probe([probe])]
-        for game, of_game in probes.items()
-        for seed, probe in of_game.items()
-        if len(of_game) > 1
+    probe = {"probe": 0.75, "untrained": 0.5, "supervised": 1.0}
+    probes = {"maze": {"0": probe, "1": {**probe, "probe": 0.25}}, "heist": {"0": {**probe, "supervised": None}}}
+    content = {"rows": rows, "by_seed": {"0": rows[:1], "1": []}, "probes": probes}
+    made = results.tables(content)
+    lines = made["quick"].splitlines()
+    assert lines[2:] == [
+        "| maze | 0, 1 | 0.10 | - | - | - | - | - | 0.50 | - | - | 3.00 | 0.50 (0.50, 1.00) |",
+        "| heist | 0 | 0.10 | - | - | - | - | - | - | - | - | 0.40 | 0.75 (0.50, -) |",
+        "| mean | | 0.10 | - | - | - | - | - | - | - | - | 0.70 | |",
+    ]
+    assert [line.split(" | ")[:3] for line in made["seeds"].splitlines()[2:]] == [
+        ["| maze", "0", "0.10"],
+        ["| maze", "1", "-"],
     ]

@@ -1,0 +1,156 @@
+"""Take a run's results into the package and the README: ``python -m tests.results RUN_DIR COMMIT``.
+
+``lapo evaluate RUN_DIR`` has to have made its summary. COMMIT is that of the code that trained it.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.evaluation.summary import ALL_GAMES
+from lapo_cli.core.run_dir import RunDir, SeedDir
+from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
+
+README = Path(__file__).parents[1] / "README.md"
+FOLDER = Path(__file__).parents[1] / "lapo_cli" / "results"
+
+_SHOWN: dict[tuple[str, int | None], str] = {
+    ("random policy", None): "random",
+    ("demonstrations (expert)", None): "demonstrations",
+    ("LAPO decoded offline", 16): "decoded, 16 labels",
+    ("LAPO decoded offline", 256): "decoded, 256",
+    ("LAPO relabelled and cloned", 16): "cloned, 16",
+    ("LAPO relabelled and cloned", 256): "cloned, 256",
+    ("BC on all true labels", None): "BC",
+    ("LAPO fine-tuned online", None): "online",
+    ("LAPO relabelled online, then PPO", None): "relabelled online",
+    ("PPO from scratch", None): "scratch",
+}
+_PLAYED = [key for key in _SHOWN if key[0] != "demonstrations (expert)"]
+_PROBE = "probe (untrained, supervised)"
+
+
+def collect(run: RunDir, commit: str) -> dict[str, Any]:
+    """The summary of a run without its prose, with what made it and the accuracies of its probes."""
+    summary = json.loads((run.path / "summary.json").read_text())
+    games = _games(summary["rows"])
+    trained = {game: [of for of in run.seed_dirs() if of.game == game] for game in games}
+    preset = load_config(run.preset)
+    assert run.config.model_copy(update={"extra_stages": preset.extra_stages}) == preset, "a run of the preset alone"
+    return {
+        "lapo_version": summary["lapo_version"],
+        "preset": run.preset,
+        "made": {
+            game: {"overrides": [], "seeds": {str(of.seed): _made(of, commit) for of in seeds}}
+            for game, seeds in trained.items()
+        },
+        "interval": summary["interval"],
+        "rows": summary["rows"],
+        "by_seed": summary["by_seed"],
+        "failures": summary["failures"],
+        "probes": {game: {str(of.seed): _probe(of) for of in seeds} for game, seeds in trained.items()},
+    }
+
+
+def tables(content: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a table of the README -> its lines."""
+    rows, probes = content["rows"], content["probes"]
+    games = [
+        [game, ", ".join(of_game), *_returns(rows, game, _SHOWN), _accuracies(of_game.values())]
+        for game, of_game in probes.items()
+    ]
+    seeds = [
+        [game, seed, *_returns(content["by_seed"][seed], game, _PLAYED), _accuracies([probe])]
+        for game, of_game in probes.items()
+        for seed, probe in of_game.items()
+        if len(of_game) > 1
+    ]
+    return {
+        "quick": _table(["game", "seeds", *_SHOWN.values(), _PROBE], [*games, ["mean", "", *_means(rows), ""]]),
+        "seeds": _table(["game", "seed", *(_SHOWN[key] for key in _PLAYED), _PROBE], seeds),
+    }
+
+
+def shown(readme: str, name: str) -> str:
+    """The lines of a table of the README."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", readme, re.DOTALL)
+    assert found, f"README.md has no table {name}"
+    return found[1]
+
+
+def _games(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [game for game in dict.fromkeys(row["game"] for row in rows) if game != ALL_GAMES]
+
+
+def _made(trained: SeedDir, commit: str) -> dict[str, Any]:
+    stages = [trained.stage(done.parent.name).read_config() for done in trained.path.glob("*/done.json")]
+    devices = sorted({stage["device"] for stage in stages if stage["device"]})
+    return {"commit": commit, "device": ", ".join(devices), "data": trained.stage(IDM).read_config()["inputs"]}
+
+
+def _probe(trained: SeedDir) -> dict[str, float | None]:
+    idm, supervised = (trained.stage(name).done() for name in (IDM, SUPERVISED_IDM))
+    assert idm is not None
+    found = idm["results"]
+    return {
+        "probe": found["probe/accuracy"],
+        "untrained": found["probe/untrained"],
+        "majority": found["probe/majority_baseline"],
+        "supervised": supervised and supervised["results"]["val/accuracy"],
+        "world_model_error": found["val/world_model"] / found["val/copy_last_frame"],
+        "code_usage": found["val/code_usage"],
+    }
+
+
+def _returns(rows: Iterable[Mapping[str, Any]], game: str, keys: Iterable[tuple[str, int | None]]) -> list[str]:
+    found = {(row["method"], row["labels"]): row["normalized"] for row in rows if row["game"] == game}
+    return [_number(found.get(key)) for key in keys]
+
+
+def _means(rows: Collection[Mapping[str, Any]]) -> list[str]:
+    """Of the games, which count 1 at most; a dash where a game has none."""
+    games = _games(rows)
+    found = {(row["game"], row["method"], row["labels"]): row["normalized"] for row in rows}
+    return [_number(_mean([found.get((game, *key)) for game in games])) for key in _SHOWN]
+
+
+def _accuracies(probes: Collection[Mapping[str, float | None]]) -> str:
+    means = (_number(_mean([of[name] for of in probes])) for name in ("probe", "untrained", "supervised"))
+    return "{} ({}, {})".format(*means)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [min(value, 1.0) for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:z.2f}"
+
+
+def _table(heading: list[str], rows: list[list[str]]) -> str:
+    lines = ["".join(f" {cell} |" if cell else " |" for cell in row) for row in (heading, *rows)]
+    return "".join(f"|{line}\n" for line in [lines[0], "---|" * len(heading), *lines[1:]])
+
+
+def main() -> None:
+    """Write both."""
+    parser = argparse.ArgumentParser(prog="python -m tests.results", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("commit", help="40 hexadecimal digits")
+    arguments = parser.parse_args()
+    run = RunDir.open(arguments.run_dir)
+    content = collect(run, arguments.commit)
+    (FOLDER / f"{run.preset}.json").write_text(json.dumps(content, indent=1) + "\n")
+    readme = README.read_text()
+    for name, table in tables(content).items():
+        readme = readme.replace(shown(readme, name), table)
+    README.write_text(readme)
+
+
+if __name__ == "__main__":
+    main()
