@@ -142,13 +142,15 @@ class ModelConfig(Section):
 
 
 class ScheduledConfig(Section):
-    """A training whose learning rate warms up linearly and then decays linearly."""
+    """A training on batches whose learning rate warms up linearly and then decays linearly."""
 
     steps: int
+    batch_size: int
     lr: float
     lr_start: float
     lr_end: float
     warmup: int
+    eval_every: int
     weight_decay: float = Field(
         0.01, ge=0, le=10, description="Weight decay of the optimizer, times the learning rate."
     )

@@ -64,9 +64,9 @@ def test_the_next_frames_count_as_in_a_plain_loop(lengths: list[int], lookahead:
     imitation, windows, targets = _imitation(video, lookahead)
     centres = np.random.default_rng(1).choice(windows, 5)
     target_of = dict(zip(windows.tolist(), torch.from_numpy(targets).float(), strict=True))
-    present, total = imitation(torch.from_numpy(video.frames[centres, None]), centres)
+    total, metrics = imitation(torch.from_numpy(video.frames[centres, None]), centres)
     torch.testing.assert_close(total, _plain(imitation, video, centres, target_of, lookahead))
-    assert present <= total
+    assert metrics["losses/imitation"] <= total
 
 
 def test_the_shares_of_two_processes_average_to_the_whole() -> None:
@@ -74,7 +74,7 @@ def test_the_shares_of_two_processes_average_to_the_whole() -> None:
     imitation, windows, _ = _imitation(video, 4)
     centres = windows[[0, 5, -1, 17, 18, -2]]
     one, other, whole = (
-        imitation(torch.from_numpy(video.frames[part, None]), part)[1] for part in (centres[:3], centres[3:], centres)
+        imitation(torch.from_numpy(video.frames[part, None]), part)[0] for part in (centres[:3], centres[3:], centres)
     )
     torch.testing.assert_close((one + other) / 2, whole)
 
@@ -82,7 +82,7 @@ def test_the_shares_of_two_processes_average_to_the_whole() -> None:
 def test_without_next_frames_there_is_a_gradient_of_zero_for_their_heads() -> None:
     video = _video([3, 3])
     imitation, windows, _ = _imitation(video, 2)
-    imitation(torch.from_numpy(video.frames[windows, None]), windows)[1].backward()
+    imitation(torch.from_numpy(video.frames[windows, None]), windows)[0].backward()
     assert imitation.ahead is not None
     assert imitation.ahead.weight.grad is not None
     assert not imitation.ahead.weight.grad.any()
@@ -91,8 +91,8 @@ def test_without_next_frames_there_is_a_gradient_of_zero_for_their_heads() -> No
 def test_without_lookahead_the_present_is_all() -> None:
     video = _video([9])
     imitation, windows, _ = _imitation(video, 0)
-    present, total = imitation(torch.from_numpy(video.frames[windows, None]), windows)
-    assert total is present
+    total, metrics = imitation(torch.from_numpy(video.frames[windows, None]), windows)
+    assert metrics == {"losses/imitation": total}
     assert {name.partition(".")[0] for name, _ in imitation.named_parameters()} == {"policy"}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lapo_cli.core import distributed
 from lapo_cli.core.compute import Compute
-from lapo_cli.core.data.batches import BatchSampler, FrameLoader
+from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
@@ -17,10 +17,9 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, IDM_NETWORK, build_idm, build_world_model, header
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
-from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.no_quantizer import without_quantizer
-from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, stage_seed
 
@@ -79,34 +78,22 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     compute.place(idm)
     compute.place(world_model)
     untrained = evaluate.probe(idm)
-    parameters = [*idm.parameters(), *world_model.parameters()]
-    optimizer = build_optimizer([idm, world_model], config)
-    loop = TrainingLoop(
-        stage,
+    results = fit(
         ctx,
+        stage,
         "stage 1: inverse dynamics and world model",
-        config.steps,
-        {"idm": idm, "world_model": world_model, "optimizer": optimizer},
+        {"idm": idm, "world_model": world_model},
+        config,
+        TrainingFrames(video, video.windows(ctx.config.data.max_frames), stage_seed(ctx, "windows")),
+        lambda frames, _: joint_loss(
+            idm, world_model, normalize(frames, model.frame_size), compute, config.error_focus
+        ),
+        lambda: evaluate(idm, world_model),
         show=("losses/world_model", "quantizer/perplexity", "probe/accuracy"),
+        grad_norm=config.grad_norm,
     )
-    sampler = BatchSampler(video.windows(ctx.config.data.max_frames), config.batch_size, stage_seed(ctx, "windows"))
-    batches = FrameLoader(video, compute.device).batches(sampler, loop.start, config.steps - loop.start)
-    latest: dict[str, float] = {}
-    for step in loop:
-        set_learning_rate(optimizer, config.learning_rate(step))
-        frames = normalize(next(batches), model.frame_size)
-        loss, metrics = joint_loss(idm, world_model, frames, compute, config.error_focus)
-        optimizer.zero_grad()
-        loss.backward()
-        distributed.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, config.grad_norm)
-        optimizer.step()
-        loop.record(metrics)
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            latest = evaluate(idm, world_model)
-            loop.log(step, latest)
     distributed.on_main(lambda: stage.save_weights({"idm": idm, "world_model": world_model}, header(ctx, stage)))
-    return {"steps": config.steps, **(latest or evaluate(idm, world_model)), **untrained}
+    return {**results, **untrained}
 
 
 class _HeldOut:

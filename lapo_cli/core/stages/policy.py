@@ -6,15 +6,14 @@ import numpy as np
 import torch
 
 from lapo_cli.core import distributed
-from lapo_cli.core.data.batches import BatchSampler, FrameLoader
+from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.imitation import Imitation
 from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
-from lapo_cli.core.training.loop import TrainingLoop, set_learning_rate
 from lapo_cli.core.training.no_quantizer import without_quantizer
-from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, output_fingerprint, stage_seed
 
 _PRESENT = (0,)
@@ -35,17 +34,6 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     del idm
     policy.target.fit(torch.from_numpy(np.array(labels[:: -(-len(labels) // _FITTED)])).float())
     imitation = Imitation(policy, windows, labels, policy.target.loss, config.lookahead, compute)
-    optimizer = build_optimizer([imitation], config)
-    loop = TrainingLoop(
-        stage,
-        ctx,
-        "stage 2: latent policy",
-        config.steps,
-        {**dict(imitation.named_children()), "optimizer": optimizer},
-        show=("losses/imitation", "val/normalized_mse"),
-    )
-    sampler = BatchSampler(windows, config.batch_size, stage_seed(ctx, "frames"))
-    batches = FrameLoader(train, compute.device).batches(sampler, loop.start, config.steps - loop.start, _PRESENT)
     test_loader = FrameLoader(held_out, compute.device, resident=False)
 
     # Always predicting the mean latent action would cost this; the error is given as a fraction of it.
@@ -63,23 +51,22 @@ def train(ctx: Context, stage: StageDir) -> dict[str, Any]:
         count = len(test_windows)
         return {"val/imitation": loss / count, "val/normalized_mse": squared_error / count / variance}
 
-    latest: dict[str, float] = {}
-    for step in loop:
-        set_learning_rate(optimizer, config.learning_rate(step))
-        loss, total = imitation(next(batches), sampler.indices(step))
-        optimizer.zero_grad()
-        total.backward()
-        distributed.average_gradients(imitation.parameters())
-        optimizer.step()
-        loop.record({"losses/imitation": loss})
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            latest = evaluate()
-            loop.log(step, latest)
+    results = fit(
+        ctx,
+        stage,
+        "stage 2: latent policy",
+        dict(imitation.named_children()),
+        config,
+        TrainingFrames(train, windows, stage_seed(ctx, "frames"), _PRESENT),
+        imitation,
+        evaluate,
+        show=("losses/imitation", "val/normalized_mse"),
+    )
     # The latent actions are those of stage 1's networks, whatever the current configuration is.
     networks = {**header(ctx, stage)["model"], "quantizer": idm_about(ctx)["model"]["quantizer"]}
     about = header(ctx, stage, model=networks, target=config.target.model_dump())
     distributed.on_main(lambda: stage.save_weights({"policy": policy}, about))
-    return {"steps": config.steps, **(latest or evaluate())}
+    return results
 
 
 _STAGE = STAGES.register(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from lapo_cli.core.config import Stage2Config
-from lapo_cli.core.data.batches import BatchSampler, FrameLoader
+from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.errors import UsageError
 from lapo_cli.core.models.policy import LatentPolicy
@@ -19,10 +19,9 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
 from lapo_cli.core.training.checkpoints import direct_agent_of, header, load_policy
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.imitation import Imitation
 from lapo_cli.core.training.latent_labels import CHUNK
-from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
-from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.stage import TrainedPolicy, held_out_sample, run_part, stage_seed
 
 _PRESENT = (0,)
@@ -85,10 +84,9 @@ def clone(
     Returns:
         ``val/accuracy`` on the test store, the ``val/majority_baseline``, and the number of ``steps``.
     """
-    compute, steps = ctx.compute, config.steps
     train, held_out = ctx.open_store("train"), ctx.open_store("test")
     about = {**header(ctx, folder), "stage": stage}
-    agent = direct_agent_of(about, compute)
+    agent = direct_agent_of(about, ctx.compute)
     policy = agent.policy
     if start is not None:
         shapes = [
@@ -102,13 +100,8 @@ def clone(
             )
         policy.trunk.load_state_dict(start.trunk.state_dict())
         policy.hidden.load_state_dict(start.hidden.state_dict())
-    imitation = Imitation(policy, targets.windows, targets.actions, F.cross_entropy, config.lookahead, compute)
-    optimizer = build_optimizer([imitation], config)
-    state: dict[str, Stateful] = {**dict(imitation.named_children()), "optimizer": optimizer}
-    loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/imitation", "val/accuracy"))
-    sampler = BatchSampler(targets.windows, config.batch_size, stage_seed(ctx, f"frames of {folder.name}"))
-    batches = FrameLoader(train.video(), compute.device).batches(sampler, loop.start, steps - loop.start, _PRESENT)
-    loader = FrameLoader(held_out.video(), compute.device, resident=False)
+    imitation = Imitation(policy, targets.windows, targets.actions, F.cross_entropy, config.lookahead, ctx.compute)
+    loader = FrameLoader(held_out.video(), ctx.compute.device, resident=False)
     windows = held_out_sample(ctx, held_out.labelled(held_out.video().windows()))
 
     @torch.no_grad()
@@ -124,19 +117,20 @@ def clone(
             "val/majority_baseline": float(majority),
         }
 
-    latest: dict[str, float] = {}
-    for step in loop:
-        set_learning_rate(optimizer, config.learning_rate(step))
-        loss, total = imitation(next(batches), sampler.indices(step))
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        loop.record({"losses/imitation": loss})
-        if (step + 1) % config.eval_every == 0 or step + 1 == steps:
-            latest = evaluate()
-            loop.log(step, latest)
+    seed = stage_seed(ctx, f"frames of {folder.name}")
+    results = fit(
+        ctx,
+        folder,
+        title,
+        dict(imitation.named_children()),
+        config,
+        TrainingFrames(train.video(), targets.windows, seed, _PRESENT),
+        imitation,
+        evaluate,
+        show=("losses/imitation", "val/accuracy"),
+    )
     folder.save_weights({"agent": agent}, about)
-    return {"steps": steps, **(latest or evaluate())}
+    return results
 
 
 def clone_settings(ctx: Context) -> tuple[Stage2Config, LatentPolicy | None]:

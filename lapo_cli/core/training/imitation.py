@@ -51,8 +51,8 @@ class Imitation(nn.Module):
         self._offsets = np.arange(1, lookahead + 1)
         compute.place(self)
 
-    def forward(self, frames: Tensor, centres: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """The loss of the present frames, and the one to be minimized, which adds half the mean of the next frames'.
+    def forward(self, frames: Tensor, centres: NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the present frames and half the mean of the next frames', and of the present ones to log.
 
         Args:
             frames: the present ones, (B, 1, H, W, 3) uint8.
@@ -61,7 +61,8 @@ class Imitation(nn.Module):
         hidden, predicted = self._infer(frames)
         rows = np.searchsorted(self._windows, centres)
         loss = self._loss(predicted, self._targets_at(rows))
-        return loss, loss if self.ahead is None else loss + self._of_next(self.ahead(hidden), rows)
+        total = loss if self.ahead is None else loss + self._of_next(self.ahead(hidden), rows)
+        return total, {"losses/imitation": loss}
 
     def predict(self, frames: Tensor) -> Tensor:
         """What the policy's head gives (B, outputs) float32 for frames (B, 1, H, W, 3) uint8."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lapo_cli.core.data.batches import BatchSampler, FrameLoader
+from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamics
@@ -18,9 +18,8 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.checkpoints import actions_of, build_supervised_idm, header, model_of
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
-from lapo_cli.core.training.loop import Stateful, TrainingLoop, set_learning_rate
-from lapo_cli.core.training.optimizers import build_optimizer
 from lapo_cli.core.training.probe import split_by_episode
 from lapo_cli.core.training.stage import stage_seed
 
@@ -69,29 +68,29 @@ def train_inverse_dynamics(
     if start is not None:  # The hidden layer, which serves latent actions, is no better a start than random weights.
         idm.trunk.load_state_dict(start.trunk.state_dict())
     compute.place(idm)
-    optimizer = build_optimizer([idm], config)
-    state: dict[str, Stateful] = {"idm": idm, "optimizer": optimizer}
-    loop = TrainingLoop(folder, ctx, title, steps, state, show=("losses/actions", "val/accuracy"))
-    sampler = BatchSampler(np.sort(frames.windows), config.batch_size, stage_seed(ctx, "windows"))
-    batches = FrameLoader(frames.video, compute.device).batches(sampler, loop.start, steps - loop.start)
     held_out = ctx.open_store("test")
-    latest: dict[str, float] = {}
-    for step in loop:
-        set_learning_rate(optimizer, config.learning_rate(step))
+
+    def loss(batch: Tensor, centres: NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
         with compute.autocast():
-            logits = idm.infer(normalize(next(batches), idm.size)).float()
-        true = torch.from_numpy(frames.actions[sampler.indices(step)].astype(np.int64)).to(compute.device)
-        loss = F.cross_entropy(logits, true)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(idm.parameters(), config.grad_norm)
-        optimizer.step()
-        loop.record({"losses/actions": loss})
-        if (step + 1) % config.eval_every == 0 or step + 1 == steps:
-            latest = _accuracy(ctx, idm, held_out)
-            loop.log(step, latest)
+            logits = idm.infer(normalize(batch, idm.size)).float()
+        true = torch.from_numpy(frames.actions[centres].astype(np.int64)).to(compute.device)
+        value = F.cross_entropy(logits, true)
+        return value, {"losses/actions": value}
+
+    results = fit(
+        ctx,
+        folder,
+        title,
+        {"idm": idm},
+        config,
+        TrainingFrames(frames.video, np.sort(frames.windows), stage_seed(ctx, "windows")),
+        loss,
+        lambda: _accuracy(ctx, idm, held_out),
+        show=("losses/actions", "val/accuracy"),
+        grad_norm=config.grad_norm,
+    )
     folder.save_weights({"idm": idm}, about)
-    return {"steps": steps, **(latest or _accuracy(ctx, idm, held_out))}
+    return results
 
 
 def load_inverse_dynamics(ctx: Context, folder: StageDir) -> InverseDynamics:

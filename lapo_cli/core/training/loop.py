@@ -176,9 +176,3 @@ class TrainingLoop:
             means[name] = values.mean().item()
         self._pending.clear()
         self.log(step, means)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the same rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

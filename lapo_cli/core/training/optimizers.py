@@ -15,7 +15,7 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def build_optimizer(networks: Iterable[nn.Module], config: ScheduledConfig) -> torch.optim.AdamW:
-    """The configured optimizer; its learning rate is for ``set_learning_rate`` to set, step by step."""
+    """The configured optimizer; its learning rate is to be set at every step."""
     named = [parameter for network in networks for parameter in network.named_parameters()]
     if config.optimizer == "muon":
         return Muon(named, config.lr, weight_decay=config.weight_decay, fused=True)
