@@ -18,7 +18,6 @@ from lapo_cli.core.envs.base import EnvSpec, VecEnv
 from lapo_cli.core.errors import TrainingDivergedError, UsageError
 from lapo_cli.core.training.agents import ScratchAgent
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop
 from lapo_cli.core.training.stage import STAGES, held_out_sample
 from tests.core.tiny_config import run
@@ -83,22 +82,14 @@ class _Still(VecEnv):
         _Still.closed += 1
 
 
-def test_environments_are_freed_when_training_diverges(context: MakeContext) -> None:
+def test_environments_are_freed_when_training_diverges(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Context, "env", EnvSpec("still", 3, make=_Still))
     ctx = context()
     stage = ctx.seed_dir.stage("scratch")
     stage.path.mkdir(parents=True)
     config = OnlineConfig(steps=64, ppo=PPOConfig(num_envs=4, num_steps=4, minibatches=1, env_groups=2))
     agent = ScratchAgent(1, 16, 3, ctx.compute)
     torch.nn.init.constant_(agent.value.bias, float("nan"))
-    ppo = PPO(
-        agent,
-        agent.parameter_groups(config.scratch.at),
-        EnvSpec("still", 3, make=_Still),
-        config,
-        0,
-        torch.device("cpu"),
-    )
     with pytest.raises(TrainingDivergedError):
-        for _ in PPOLoop(ctx, stage, "still", ppo).updates():
-            pass
+        PPOLoop(ctx, stage, "still", agent, agent.parameter_groups(config.scratch.at), config).run()
     assert _Still.closed == 2

@@ -10,9 +10,8 @@ from lapo_cli.core.run_dir import WEIGHTS, StageDir
 from lapo_cli.core.training.agents import ScratchAgent
 from lapo_cli.core.training.checkpoints import actions_of, header
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 
 _NAME = "expert"
 _LABEL = "PPO expert"
@@ -37,17 +36,16 @@ def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     network = {"scale": config.scale, "size": config.size}
     agent = _build_agent(header(ctx, stage, network=network), ctx.compute)
     groups = agent.parameter_groups(lambda env_steps, end: config.lr)
-    ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
-    training = PPOLoop(ctx, stage, "expert", ppo)
+    training = PPOLoop(ctx, stage, "expert", agent, groups, config)
 
     def save(file: str) -> None:
-        stage.save_weights({"agent": agent}, header(ctx, stage, network=network, env_steps=ppo.env_steps), file)
+        stage.save_weights({"agent": agent}, header(ctx, stage, network=network, env_steps=training.env_steps), file)
 
-    kept = ppo.env_steps // config.snapshot_every
+    kept = training.env_steps // config.snapshot_every
     for _ in training.updates():
-        if ppo.env_steps // config.snapshot_every > kept and ppo.env_steps < config.steps:
-            kept = ppo.env_steps // config.snapshot_every
-            save(f"step-{ppo.env_steps}.safetensors")
+        if training.env_steps // config.snapshot_every > kept and training.env_steps < config.steps:
+            kept = training.env_steps // config.snapshot_every
+            save(f"step-{training.env_steps}.safetensors")
     save(WEIGHTS)
     return training.results()
 

@@ -24,9 +24,9 @@ from lapo_cli.core.training.checkpoints import (
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import played_pairs
 from lapo_cli.core.training.no_quantizer import without_quantizer
-from lapo_cli.core.training.ppo import PPO, Rollout
+from lapo_cli.core.training.ppo import Rollout
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 
 _DECODER = (
     "decoder",
@@ -44,21 +44,14 @@ def _finetune(ctx: Context, stage: StageDir, *, with_decoder: bool) -> dict[str,
     config = ctx.config.online
     agent = LatentAgent(load_policy(ctx), ctx.env.require_actions(), with_decoder=with_decoder, compute=ctx.compute)
     ctx.compute.place(agent)
-    ppo = PPO(
-        agent,
-        agent.parameter_groups(config),
-        ctx.env,
-        config,
-        stage_seed(ctx, "levels of training"),
-        ctx.compute.device,
-    )
     decoder = _OnlineDecoder(ctx, agent) if with_decoder else None
     title = f"stage 3 {stage.name.removesuffix(ctx.variant)}"
-    training = PPOLoop(ctx, stage, title, ppo, {} if decoder is None else {"decoder": decoder})
+    state = {} if decoder is None else {"decoder": decoder}
+    training = PPOLoop(ctx, stage, title, agent, agent.parameter_groups(config), config, state)
     for update, rollout in training.updates(keep_frames=None if decoder is None else decoder.wants):
         if decoder is not None:
-            decoder.learn(rollout, update, ppo.env_steps)
-    stage.save_weights({"agent": agent}, header(ctx, stage, **policy_about(ctx), env_steps=ppo.env_steps))
+            decoder.learn(rollout, update, training.env_steps)
+    stage.save_weights({"agent": agent}, header(ctx, stage, **policy_about(ctx), env_steps=training.env_steps))
     return training.results()
 
 

@@ -25,7 +25,6 @@ from lapo_cli.core.training.inverse_dynamics import (
     load_inverse_dynamics,
     train_inverse_dynamics,
 )
-from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, run_part, stage_seed
 
@@ -45,11 +44,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     ctx.compute.place(agent)
     config = config.of_steps(config.steps - before)
     groups = agent.parameter_groups(config)
-    ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
-    training = PPOLoop(ctx, stage, f"stage 3 {_NAME}", ppo, before=before)
-    for _ in training.updates():
-        pass
-    results = training.results()
+    results = PPOLoop(ctx, stage, f"stage 3 {_NAME}", agent, groups, config, before=before).run()
     stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
     return {**results, "idm": of_idm, "clone": of_clone}
 

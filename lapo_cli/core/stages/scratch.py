@@ -6,9 +6,8 @@ from typing import Any
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of, header
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.ppo import PPO
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, stage_seed
+from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 
 _NAME = "scratch"
 _LABEL = "PPO from scratch"
@@ -18,12 +17,9 @@ def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config = ctx.config.online
     agent = direct_agent_of(header(ctx, stage), ctx.compute)
     groups = agent.parameter_groups(config.scratch.at)
-    ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
-    training = PPOLoop(ctx, stage, "PPO from scratch", ppo)
-    for _ in training.updates():
-        pass
-    stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=ppo.env_steps))
-    return training.results()
+    results = PPOLoop(ctx, stage, "PPO from scratch", agent, groups, config).run()
+    stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
+    return results
 
 
 STAGES.register(

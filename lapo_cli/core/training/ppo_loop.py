@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from lapo_cli.core.compute import Compute
+from lapo_cli.core.config import ReinforcementConfig
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
-from lapo_cli.core.training.agents import Act, Agent
+from lapo_cli.core.training.agents import Act, Agent, ParameterGroup
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.loop import Stateful, TrainingLoop
 from lapo_cli.core.training.metrics import EVALUATED
@@ -33,10 +34,12 @@ class PPOLoop:
     """Collects rollouts and improves the agent on them until the configured number of environment steps.
 
     Args:
-        ctx: whose progress, device and settings.
+        ctx: whose environment, seed, progress and device.
         stage: folder of checkpoints and metrics.
         title: shown beside the progress bar.
-        ppo: at its first environment step.
+        agent: the policy, on the device.
+        groups: what of it is trained, and how fast.
+        config: length and constants.
         state: what else the checkpoint holds, by name.
         before: environment steps that the agent has learnt from already.
     """
@@ -46,14 +49,17 @@ class PPOLoop:
         ctx: Context,
         stage: StageDir,
         title: str,
-        ppo: PPO,
+        agent: Agent,
+        groups: list[ParameterGroup],
+        config: ReinforcementConfig,
         state: Mapping[str, Stateful] | None = None,
         before: int = 0,
     ) -> None:
-        self._ppo, self._ctx, self._before = ppo, ctx, before
+        self._ctx, self._before = ctx, before
+        self._ppo = PPO(agent, groups, ctx.env, config, stage_seed(ctx, "levels of training"), ctx.compute.device)
         self._episodes = _Episodes()
-        per_update = ppo.config.ppo.num_envs * ppo.config.ppo.num_steps
-        updates = math.ceil(ppo.config.steps / per_update)
+        per_update = config.ppo.num_envs * config.ppo.num_steps
+        updates = math.ceil(config.steps / per_update)
         points = ctx.config.evaluation.curve_points
         self._evaluated_after = {round(updates * i / points) for i in range(points + 1)} if points else set()
         self._loop = TrainingLoop(
@@ -61,17 +67,28 @@ class PPOLoop:
             ctx,
             title,
             updates,
-            {"ppo": ppo, "episodes": self._episodes, **(state or {})},
+            {"ppo": self._ppo, "episodes": self._episodes, **(state or {})},
             show=(EVALUATED, "losses/entropy", "losses/explained_variance"),
             unit="environment step",
             scale=per_update,
             read_every=1,
             before=before,
         )
-        if self._loop.start > 0 and not ppo.resumes_exactly:
+        if self._loop.start > 0 and not self._ppo.resumes_exactly:
             ctx.progress.log(
                 f"{ctx.game} cannot save its environments' state: new episodes begin where it was cut off."
             )
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps that the agent has learnt from so far."""
+        return self._before + self._ppo.env_steps
+
+    def run(self) -> dict[str, Any]:
+        """Make all updates; the results of the stage."""
+        for _ in self.updates():
+            pass
+        return self.results()
 
     def updates(self, *, keep_frames: Callable[[int], bool] | None = None) -> Iterator[tuple[int, Rollout]]:
         """After each update its number, from 1, and its rollout; frees the environments, however it ends.
@@ -122,7 +139,7 @@ class PPOLoop:
         """The results of the stage."""
         recent = self._episodes.recent
         return {
-            "env_steps": self._before + self._ppo.env_steps,
+            "env_steps": self.env_steps,
             "training_episodes": self._episodes.count,
             "last_training_return": float(np.mean(recent)) if recent else None,
         }
