@@ -41,8 +41,8 @@ _WORDS = [
 ]
 _POLICIES = [
     "random policy",
-    "LAPO decoded offline, 4 labelled frames",
-    "LAPO decoded offline, 64 labelled frames",
+    "LAPO decoded offline, 4 labels",
+    "LAPO decoded offline, 64 labels",
     "LAPO fine-tuned online, 512 steps",
     "PPO from scratch, 512 steps",
     "constant action",

@@ -253,7 +253,7 @@ def test_evaluate_prints_the_whole_table(lapo: Lapo, run: RunDir, monkeypatch: p
     ]
     (long,) = [line for line in lines if _LONG in line]
     assert [cell.strip() for cell in long.strip("| ").split("|")] == [
-        *(f"{_LONG}, 4,096 labelled frames", "1.23", "1.00 to 1.50", "256", "0.25")
+        *(f"{_LONG}, 4,096 labels", "1.23", "1.00 to 1.50", "256", "0.25")
     ]
     assert "| demonstrations " in said.stdout
     assert "Written: runs/quick/summary.md" in said.stdout

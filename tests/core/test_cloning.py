@@ -146,10 +146,10 @@ def test_baselines_are_trained_when_they_are_wanted_and_are_in_the_table(
         "LAPO fine-tuned online, RL only, no quantizer, 512 steps",
         "PPO from scratch, 512 steps",
         "BC on all true labels",
-        "BC without latent actions, 4 labelled frames",
-        "BC without latent actions, 64 labelled frames",
-        "VPT (supervised relabelling), 4 labelled frames",
-        "VPT (supervised relabelling), 64 labelled frames",
+        "BC without latent actions, 4 labels",
+        "BC without latent actions, 64 labels",
+        "VPT (supervised relabelling), 4 labels",
+        "VPT (supervised relabelling), 64 labels",
     ]
     accuracy = made.seed_dir("maze", 0).stage("supervised-idm").require_done("")["results"]["val/accuracy"]
     assert f"a supervised model: {accuracy:.2f}" in summary.notes[0]

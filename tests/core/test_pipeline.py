@@ -53,8 +53,8 @@ def test_every_stage_is_finished_and_every_policy_has_a_row(done: tuple[RunDir, 
         for stage in chain(run.config):
             assert run.seed_dir(game, 0).stage(stage.name).done() is not None, (game, stage.name)
     played = [
-        "LAPO decoded offline, 4 labelled frames",
-        "LAPO decoded offline, 64 labelled frames",
+        "LAPO decoded offline, 4 labels",
+        "LAPO decoded offline, 64 labels",
         "LAPO fine-tuned online, 512 steps",
         "PPO from scratch, 512 steps",
     ]
@@ -135,7 +135,7 @@ def test_overrides_of_one_command_lose_nothing_and_hinder_no_other(
     assert set(_stage(sixteen, "offline", maze, options).results["test_accuracy"]) == {"16"}
     assert (maze.path / "offline.old-1" / "model.safetensors").read_bytes() == weights
     titles = [row.title for row in evaluate(copy, maze.path, options, Silent()).rows]
-    assert [title for title in titles if "decoded" in title] == ["LAPO decoded offline, 16 labelled frames"]
+    assert [title for title in titles if "decoded" in title] == ["LAPO decoded offline, 16 labels"]
 
     again = RunDir.create(copy.path, run.config, "paper")  # As run-all with its first options does, without refusal.
     assert run_all(again, ["maze"], [0], options, Silent()).rows == [r for r in before.rows if r.game == "maze"]

@@ -319,7 +319,7 @@ def test_stages_that_the_configuration_names_are_in_the_chain_and_the_table(
     config = tiny("extra_stages=relabel,online-relabel", *few)
     made = RunDir.create(tmp_path / "run", config, "paper")
     titles = [row.title for row in run_all(made, ["maze"], [0], Options("cpu", data_dir), Silent()).rows]
-    assert "LAPO relabelled and cloned, 64 labelled frames" in titles
+    assert "LAPO relabelled and cloned, 64 labels" in titles
     assert "LAPO relabelled online, then PPO, 384 steps" in titles
     done = json.loads((made.path / "maze" / "seed-0" / "online-relabel" / "done.json").read_text())
     assert 0 <= done["results"]["clone"]["val/accuracy"] <= 1

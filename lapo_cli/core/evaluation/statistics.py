@@ -25,7 +25,7 @@ class Estimate:
     high: float
 
 
-def mean_return(returns: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Estimate:
+def mean_return(returns: Sequence[NDArray[np.float64]]) -> Estimate:
     """Mean over training seeds of the mean return, with a two-level percentile bootstrap interval.
 
     A resample draws training seeds with replacement and then, within each, episodes. With one training seed this is
@@ -33,17 +33,8 @@ def mean_return(returns: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Est
 
     Args:
         returns: one array (E,) of episodic returns per training seed.
-        seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    # A training seed that is drawn twice has its episodes resampled twice, so every draw has resamples of its own.
-    draws = []
-    for drawn in rng.integers(len(returns), size=(len(returns), _RESAMPLES)):
-        inner = np.stack([_bootstrap_means(array, rng) for array in returns])  # (seeds, resamples)
-        draws.append(inner[drawn, np.arange(_RESAMPLES)])
-    means = np.mean(draws, axis=0)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(np.mean([array.mean() for array in returns])), float(low), float(high))
+    return estimate(mean_score, {"": returns})
 
 
 def _bootstrap_means(array: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -74,7 +65,7 @@ def resampled_scores(returns: Returns, *, seed: int = 0) -> dict[str, NDArray[np
     drawn: dict[str, NDArray[np.float64]] = {}
     for game, seeds in returns.items():
         picks = rng.integers(len(seeds), size=(len(seeds), _RESAMPLES))
-        # Each draw of a seed has resamples of its own, as in mean_return.
+        # A training seed that is drawn twice has its episodes resampled twice, so every draw has resamples of its own.
         rows = [np.stack([_bootstrap_means(a, rng) for a in seeds])[pick, np.arange(_RESAMPLES)] for pick in picks]
         drawn[game] = np.stack(rows)
     return drawn

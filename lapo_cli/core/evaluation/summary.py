@@ -20,6 +20,17 @@ _NONE = "-"
 _OPTIONAL = ("of demonstrations", "reference")
 
 
+def title_of(key: Key) -> str:
+    """A policy in words."""
+    method, labels, env_steps = key
+    words = [method]
+    if labels is not None:
+        words.append(f"{labels:,} labels")
+    if env_steps is not None:
+        words.append(f"{env_steps:,} steps")
+    return ", ".join(words)
+
+
 @dataclass(frozen=True)
 class Row:
     """One policy on one game.
@@ -59,12 +70,7 @@ class Row:
     @property
     def title(self) -> str:
         """The policy in words."""
-        words = [self.method]
-        if self.labels is not None:
-            words.append(f"{self.labels:,} labelled frames")
-        if self.env_steps is not None:
-            words.append(f"{self.env_steps:,} steps")
-        return ", ".join(words)
+        return title_of(self.key)
 
     def cells(self) -> dict[str, str]:
         """Column -> what it shows, for tables of any form."""

@@ -13,12 +13,13 @@ from markupsafe import Markup, escape
 
 import lapo_cli
 from lapo_cli.core.errors import CorruptDataError
+from lapo_cli.core.evaluation.summary import title_of
 from lapo_cli.core.files import atomic_write_text
 from lapo_cli.core.report import panels, paper, tables
 from lapo_cli.core.report.figures import intervals, profile
 from lapo_cli.core.report.figures.style import svg
 from lapo_cli.core.report.panels import Panel, Reel, Strips
-from lapo_cli.core.report.results import RunResults, SeedResults, Store, read_run, title_of
+from lapo_cli.core.report.results import RunResults, SeedResults, Store, read_run
 from lapo_cli.core.report.tables import PolicyRow, StatisticsRow
 from lapo_cli.core.report.warnings import Notice, warnings_of
 from lapo_cli.core.run_dir import RunDir

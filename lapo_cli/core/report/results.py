@@ -20,7 +20,7 @@ from lapo_cli.core.envs.base import normalized
 from lapo_cli.core.errors import CorruptDataError, LapoError, RunDirError
 from lapo_cli.core.evaluation import evaluate, measurements, sheets
 from lapo_cli.core.evaluation.reference import reference_returns
-from lapo_cli.core.evaluation.summary import Key
+from lapo_cli.core.evaluation.summary import Key, title_of
 from lapo_cli.core.files import read_json
 from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
 from lapo_cli.core.training.checkpoints import IDM, POLICY
@@ -141,7 +141,7 @@ class Policy:
     film: tuple[Path, FilmFile] | None
 
     @property
-    def key(self) -> tuple[str, int | None, int | None]:
+    def key(self) -> Key:
         """What policies of several seeds have in common."""
         return self.method, self.labels, self.env_steps
 
@@ -149,17 +149,6 @@ class Policy:
     def title(self) -> str:
         """The policy in words."""
         return title_of(self.key)
-
-
-def title_of(key: tuple[str, int | None, int | None]) -> str:
-    """A policy in words, by its method, labelled frames and environment steps."""
-    method, labels, env_steps = key
-    words = [method]
-    if labels is not None:
-        words.append(f"{labels:,} labels")
-    if env_steps is not None:
-        words.append(f"{env_steps:,} steps")
-    return ", ".join(words)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
 from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
-from lapo_cli.core.evaluation.summary import Key, share_of
+from lapo_cli.core.evaluation.summary import Key, share_of, title_of
 from lapo_cli.core.report import paper
-from lapo_cli.core.report.results import Policy, RunResults, SeedResults, title_of
+from lapo_cli.core.report.results import Policy, RunResults, SeedResults
 
 _SCRATCH = "scratch"
 
