@@ -13,7 +13,7 @@ from typing import Any
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.evaluation.summary import ALL_GAMES
 from lapo_cli.core.run_dir import RunDir, SeedDir
-from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
+from lapo_cli.core.training.networks import IDM, SUPERVISED_IDM
 
 README = Path(__file__).parents[1] / "README.md"
 FOLDER = Path(__file__).parents[1] / "lapo_cli" / "results"

@@ -15,8 +15,8 @@ from lapo_cli.cli.main import app
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.run_dir import RunDir
-from lapo_cli.core.training.checkpoints import load_idm
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import load_idm
 from tests.core.tiny_config import TINY
 from tests.videos import Frames, numbered, write_video
 

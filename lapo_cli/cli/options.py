@@ -236,7 +236,7 @@ class Preparing:
     )
 
     def preparation(self, size: int = 64) -> "Preparation":
-        """The same for the core; frames become ``size`` pixels wide and high."""
+        """These options as the core takes them; frames become ``size`` pixels wide and high."""
         from lapo_cli.core.data.clips import Preparation
 
         if self.crop and self.letterbox:
@@ -254,7 +254,7 @@ class Device:
     ] = "auto"
 
     def options(self, **more: Any) -> "Options":
-        """The same for the core; ``more`` are further fields of its class."""
+        """These options as the core takes them; ``more`` are further fields of its class."""
         from lapo_cli.core.pipeline import Options
 
         return Options(**dataclasses.asdict(self), **more)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lapo_cli.core.errors import one_line
 from lapo_cli.core.files import human_bytes
-from lapo_cli.core.progress import Progress, Silent
+from lapo_cli.core.progress import Progress, Silent, clock_time
 
 _BAR_SECONDS = 0.2
 _LINE_SECONDS = 10.0
@@ -166,10 +166,3 @@ def short(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def clock_time(seconds: float) -> str:
-    """``468`` -> ``'7:48'``; from an hour on ``'2:07:48'``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

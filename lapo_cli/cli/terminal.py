@@ -224,7 +224,7 @@ def _as_json(document: Mapping[str, Any]) -> str:
 
 
 def _json_like(value: Any) -> Any:
-    """The same in types that JSON has; a number that is none becomes null."""
+    """The value in types that JSON has; NaN and infinity become null."""
     if is_dataclass(value) and not isinstance(value, type):
         return _json_like(asdict(value))
     if isinstance(value, Mapping):

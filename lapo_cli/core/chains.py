@@ -145,7 +145,7 @@ class Chain:
             self._run_command(device, progress)
 
     def run_stages(self, device: str, progress: Progress) -> list[StageResult]:
-        """The same, and how each stage ended; by all processes that torchrun started.
+        """Do everything and return how each stage ended; to be called by all processes that torchrun started.
 
         A second process with the same chain waits: it may be another attempt, begun while the first is still writing
         its checkpoint.

@@ -160,7 +160,7 @@ class ScheduledConfig(Section):
     )
 
     def of_steps(self, steps: int) -> Self:
-        """The same schedule, shortened to so many steps, or lengthened."""
+        """This schedule, shortened to so many steps, or lengthened."""
         return self.model_copy(update={"steps": steps, "warmup": self.warmup * steps // self.steps})
 
     def learning_rate(self, step: int) -> float:
@@ -300,7 +300,7 @@ class Ramp(Section):
         return self
 
     def stretched(self, factor: float) -> Self:
-        """The same ramp over ``factor`` times as many environment steps."""
+        """This ramp over ``factor`` times as many environment steps."""
         return self.model_copy(update={"start": int(self.start * factor), "peak": int(self.peak * factor)})
 
     def at(self, step: int, end: int) -> float:
@@ -384,7 +384,7 @@ class OnlineConfig(ReinforcementConfig):
     decoder_epochs: int = Field(3, ge=1, description="Passes over all labelled pairs each time.")
 
     def of_steps(self, steps: int) -> Self:
-        """The same training of an agent's last layers, shortened to so many environment steps, or lengthened."""
+        """This training of an agent's last layers, shortened to so many environment steps, or lengthened."""
         factor = steps / self.steps
         ramps = {name: getattr(self, name).stretched(factor) for name in ("action_head", "value_head", "hidden")}
         return self.model_copy(update={"steps": steps, **ramps})

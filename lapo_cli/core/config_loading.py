@@ -6,7 +6,7 @@ Precedence: preset < configuration file < ``--set``. The preset ``paper`` is the
 
 import difflib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -144,6 +144,18 @@ def _hint(wrong: str) -> str:
     section = wrong.rpartition(".")[0]
     inside = [key.removeprefix(f"{section}.") for key in known if key.startswith(f"{section}.")]
     return f"'{section}' has the keys {', '.join(inside)}." if inside else "'lapo info --config' lists all of them."
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted keys, each with its JSON-like value."""
+    return _flat(config.model_dump(mode="json"))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def describe(section: BaseModel, prefix: str = "") -> dict[str, dict[str, Any]]:

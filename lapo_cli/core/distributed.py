@@ -90,8 +90,8 @@ def processes() -> Iterator[None]:
         if not main:
             raise SystemExit(1) from error
         raise LapoError(
-            "Another of the processes that train this model ended, by an error of its own or killed, for want of "
-            "memory perhaps: the same command goes on from the last checkpoint."
+            "Another of the processes that train this model ended, by an error of its own or killed, perhaps "
+            "because memory ran out: the same command goes on from the last checkpoint."
         ) from error
     dist.destroy_process_group()
     if not main:
@@ -273,7 +273,7 @@ def launch(words: Sequence[str], devices: int) -> int:
         if failure.exitcode > 0 or failed_rank != 0:
             return max(failure.exitcode, 1)
         raise LapoError(
-            f"The main process was ended by signal {-failure.exitcode}, for want of memory perhaps: the same command "
-            "goes on from the last checkpoint."
+            f"The main process was ended by signal {-failure.exitcode}, perhaps because memory ran out: the same "
+            "command goes on from the last checkpoint."
         ) from error
     return 0

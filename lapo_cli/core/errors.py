@@ -103,7 +103,7 @@ def describe(error: BaseException) -> str:
 
 
 def sendable(error: Exception) -> Exception:
-    """The same exception, or one with the same message where it cannot be pickled or read back."""
+    """This exception, or one with the same message where it cannot be pickled or read back."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

@@ -82,7 +82,7 @@ def disk_full_as_error(folder: Path) -> Iterator[None]:
 
 
 def as_lapo_error(error: OSError) -> LapoError | None:
-    """The same as a sentence for the user, where the error is specific enough."""
+    """The error as a sentence for the user, where it is specific enough."""
     path = Path(str(error.filename)) if error.filename is not None else None
     if is_disk_full(error):
         where = "A disk" if path is None else f"The disk that holds {path.parent}"
@@ -138,7 +138,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it replaces ``path`` if the block succeeds and goes if it fails.
 
     Readers see the old file or the whole new one, never a part, even after a power cut. The parent folder is made. What
-    a process that was killed in the middle has left there is removed by the next one, an hour later or more.
+    a killed process has left there is removed by the next write, an hour later or more.
 
     Raises:
         DiskFullError: the disk filled up; ``path`` is as it was before.
@@ -216,7 +216,7 @@ def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -
 
 @contextmanager
 def exclusive_of_workers(lock_file: Path, error: LapoError, wait: Progress | None = None) -> Iterator[None]:
-    """The same, once no lock of this name followed by ``-`` is held: workers may outlive a process that was killed."""
+    """:func:`exclusive`, once no lock of this name and ``-`` is held: workers may outlive a killed process."""
     with exclusive(lock_file, error, wait):
         for worker in lock_file.parent.glob(f"{glob.escape(lock_file.name)}-*"):
             with exclusive(worker, error, wait):

@@ -42,8 +42,8 @@ from lapo_cli.core.report.page import REPORT, write_report
 from lapo_cli.core.report.results import read_run
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
-from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import IDM
 from lapo_cli.core.training.stage import (
     STAGES,
     Stage,

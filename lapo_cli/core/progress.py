@@ -113,3 +113,10 @@ class Replay:
         for context, _ in reversed(self._tasks.values()):
             context.__exit__(None, None, None)
         self._tasks.clear()
+
+
+def clock_time(seconds: float) -> str:
+    """``468`` -> ``'7:48'``; from an hour on ``'2:07:48'``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

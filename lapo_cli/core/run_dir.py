@@ -35,7 +35,7 @@ from typing_extensions import TypedDict
 
 import lapo_cli
 from lapo_cli.core.config import Config
-from lapo_cli.core.config_loading import parse_config
+from lapo_cli.core.config_loading import flat, parse_config
 from lapo_cli.core.errors import ConfigError, CorruptDataError, MissingInputError, RunDirError, shortened
 from lapo_cli.core.files import (
     atomic_path,
@@ -436,7 +436,7 @@ class RunDir:
             there = RunDir._read(self.path).config
         except FileNotFoundError:
             return []
-        mine, theirs = _flat(self.config.model_dump(mode="json")), _flat(there.model_dump(mode="json"))
+        mine, theirs = flat(self.config), flat(there)
         return [f"{key}={json.dumps(value)}" for key, value in mine.items() if theirs.get(key) != value]
 
     def seed_dir(self, game: str, seed: int) -> SeedDir:
@@ -484,16 +484,9 @@ def _require_same(run: RunDir, config: Config) -> None:
 
 def _changed_keys(old: Config, new: Config) -> list[str]:
     """Dotted keys whose values differ, apart from those that no training depends on."""
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    before, after = flat(old), flat(new)
     harmless = ("evaluation.", "checkpoint_seconds", "extra_stages")
     return [key for key in after if before.get(key) != after[key] and not key.startswith(harmless)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return found
 
 
 def _busy(folder: Path) -> RunDirError:

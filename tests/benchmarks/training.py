@@ -27,7 +27,7 @@ from lapo_cli.core.models.policy_targets.latent import LatentTarget
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.agents import LatentAgent
-from lapo_cli.core.training.checkpoints import build_idm
+from lapo_cli.core.training.networks import build_idm
 from lapo_cli.core.training.ppo import PPO
 from tests.benchmarks.timing import Line, interleaved, medians
 from tests.reference.plain_models import PlainEncoder, PlainWorldModel, plain_normalize, plain_stage1_loss

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from lapo_cli.cli import render
-from lapo_cli.cli.render import Bars, Lines, Meter, clock_time, progress_on, short
-from lapo_cli.core.progress import Silent
+from lapo_cli.cli.render import Bars, Lines, Meter, progress_on, short
+from lapo_cli.core.progress import Silent, clock_time
 
 
 class _Clock:

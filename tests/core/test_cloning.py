@@ -19,7 +19,7 @@ from lapo_cli.core.data.batches import BatchSampler
 from lapo_cli.core.pipeline import Options, plan, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir
-from lapo_cli.core.training.agents import ScratchAgent
+from lapo_cli.core.training.agents import DirectAgent
 from lapo_cli.core.training.cloning import Targets, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import labelled_frames
@@ -59,7 +59,7 @@ def test_the_clone_of_all_labels_ends_at_the_weights_of_the_plain_loop(context: 
     train = ctx.open_store("train")
     assert train.actions is not None
     torch.manual_seed(stage_seed(ctx, "bc"))
-    fresh = ScratchAgent(1, 64, 15, ctx.compute).policy
+    fresh = DirectAgent(1, 64, 15, ctx.compute).policy
     plain = PlainEncoder(3, 1, 64, 15)
     plain.load_state_dict(fresh.state_dict())
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.01)

@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 
 from lapo_cli.core.models.impala import CompactTrunk
-from lapo_cli.core.training.checkpoints import direct_agent_of
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import direct_agent_of
 from tests.core.tiny_config import run
 
 

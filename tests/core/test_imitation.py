@@ -16,9 +16,9 @@ from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.store import Video
 from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.models.policy_targets.latent import LatentTarget
-from lapo_cli.core.training.checkpoints import load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.imitation import Imitation
+from lapo_cli.core.training.networks import load_policy
 from tests.core.tiny_config import run
 from tests.reference.plain_models import plain_normalize
 

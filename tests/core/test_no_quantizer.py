@@ -10,8 +10,8 @@ import torch
 
 from lapo_cli.core.errors import MissingInputError, UsageError
 from lapo_cli.core.models.quantizers.none import NoQuantizer
-from lapo_cli.core.training.checkpoints import load_idm
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import load_idm
 from lapo_cli.core.training.stage import STAGES, stage_key
 from tests.core.tiny_config import run
 

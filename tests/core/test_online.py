@@ -22,10 +22,10 @@ from lapo_cli.core.models.policy_targets.latent import LatentTarget
 from lapo_cli.core.run_dir import SeedDir
 from lapo_cli.core.stages import online
 from lapo_cli.core.training import decoding
-from lapo_cli.core.training.agents import LatentAgent, ScratchAgent
-from lapo_cli.core.training.checkpoints import load_idm, load_policy
+from lapo_cli.core.training.agents import DirectAgent, LatentAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import latent_labels, played_pairs
+from lapo_cli.core.training.networks import load_idm, load_policy
 from lapo_cli.core.training.ppo import PPO, RewardScaler, Rollout
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from tests.core.tiny_config import TINY, run
@@ -66,7 +66,7 @@ def _ppo(kind: str) -> PPO:
         agent: Any = LatentAgent(LatentPolicy(1, 16, LatentTarget(8)), 15, with_decoder=True, compute=_COMPUTE)
         groups = agent.parameter_groups(config)
     else:
-        agent = ScratchAgent(1, 16, 15, _COMPUTE)
+        agent = DirectAgent(1, 16, 15, _COMPUTE)
         groups = agent.parameter_groups(config.scratch.at)
     return PPO(agent, groups, ENVIRONMENTS.get("bigfish"), config, seed=3, device=_CPU)
 
@@ -111,7 +111,7 @@ def test_a_compiled_agent_learns_what_the_plain_one_learns() -> None:
     ends = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        agent = ScratchAgent(1, 16, 15, _COMPUTE)
+        agent = DirectAgent(1, 16, 15, _COMPUTE)
         ppo = PPOConfig(num_envs=4, num_steps=12, minibatches=2, env_groups=1, compile=compiled)
         config = OnlineConfig(steps=10_000, ppo=ppo)
         learner = PPO(

@@ -34,9 +34,9 @@ from lapo_cli.core.recording.players import NetworkPlayer, PlannerPlayer, Player
 from lapo_cli.core.recording.record import Member, record
 from lapo_cli.core.report.images import draw_learning_curve
 from lapo_cli.core.run_dir import RunDir, StageDir
-from lapo_cli.core.training.agents import Act, ScratchAgent
-from lapo_cli.core.training.checkpoints import header
+from lapo_cli.core.training.agents import Act, DirectAgent
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import header
 from tests.core.tiny_config import run as run_one
 
 _MAZE = ENVIRONMENTS.get("maze")
@@ -365,7 +365,7 @@ def test_a_learning_curve_is_drawn_once_there_is_one(tmp_path: Path) -> None:
 
 def test_networks_sample_unless_they_are_to_be_greedy() -> None:
     torch.manual_seed(0)
-    agent = ScratchAgent(1, 16, 15, _CPU)
+    agent = DirectAgent(1, 16, 15, _CPU)
     frames = np.zeros((2000, 64, 64, 3), np.uint8)
     chances = agent.act(torch.from_numpy(frames[:1])).softmax(1)[0].numpy()
     about = {"stage": "scratch", "seed": 0}
@@ -395,10 +395,10 @@ def test_what_cannot_play_is_refused(tmp_path: Path, context: Callable[..., Cont
     ctx = context()
     stage = StageDir(tmp_path / "idm")
     stage.path.mkdir()
-    stage.save_weights({"agent": ScratchAgent(1, 16, 15, _CPU)}, header(ctx, stage))
+    stage.save_weights({"agent": DirectAgent(1, 16, 15, _CPU)}, header(ctx, stage))
     with pytest.raises(UsageError, match="cannot be recorded"):
         load_player(str(stage.path), _MAZE, greedy=False, compute=_CPU)
-    stage.save_weights({"agent": ScratchAgent(1, 16, 15, _CPU)}, header(ctx, StageDir(tmp_path / "online")))
+    stage.save_weights({"agent": DirectAgent(1, 16, 15, _CPU)}, header(ctx, StageDir(tmp_path / "online")))
     with pytest.raises(UsageError, match="plays maze, not fruitbot"):
         load_player(str(stage.path), ENVIRONMENTS.get("fruitbot"), greedy=False, compute=_CPU)
     with pytest.raises(CorruptDataError):

@@ -26,11 +26,11 @@ from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
 from lapo_cli.core.stages import online_relabel, relabel
 from lapo_cli.core.stages.relabel import decoded_targets
-from lapo_cli.core.training.checkpoints import build_supervised_idm
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import LabelledVideo, inferred_targets, load_inverse_dynamics
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
+from lapo_cli.core.training.networks import build_supervised_idm
 from lapo_cli.core.training.stage import stage_seed
 from tests.core.tiny_config import run
 

@@ -16,7 +16,7 @@ from lapo_cli.core.data.store import UNLABELLED, store_path
 from lapo_cli.core.data.store_writer import StoreWriter
 from lapo_cli.core.envs.base import EnvSpec, VecEnv
 from lapo_cli.core.errors import TrainingDivergedError, UsageError
-from lapo_cli.core.training.agents import ScratchAgent
+from lapo_cli.core.training.agents import DirectAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.ppo_loop import PPOLoop
 from lapo_cli.core.training.stage import STAGES, held_out_sample
@@ -88,7 +88,7 @@ def test_environments_are_freed_when_training_diverges(context: MakeContext, mon
     stage = ctx.seed_dir.stage("scratch")
     stage.path.mkdir(parents=True)
     config = OnlineConfig(steps=64, ppo=PPOConfig(num_envs=4, num_steps=4, minibatches=1, env_groups=2))
-    agent = ScratchAgent(1, 16, 3, ctx.compute)
+    agent = DirectAgent(1, 16, 3, ctx.compute)
     torch.nn.init.constant_(agent.value.bias, float("nan"))
     with pytest.raises(TrainingDivergedError):
         PPOLoop(ctx, stage, "still", agent, agent.parameter_groups(config.scratch.at), config).run()

@@ -12,7 +12,7 @@ from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.models.quantizers.vq import VectorQuantizer
 from lapo_cli.core.models.world_model import ConstantChannelConv, WorldModel
 from lapo_cli.core.stages.idm import joint_loss
-from lapo_cli.core.training.checkpoints import build_idm, build_world_model
+from lapo_cli.core.training.networks import build_idm, build_world_model
 from tests.reference.plain_models import (
     PlainEncoder,
     PlainQuantizer,

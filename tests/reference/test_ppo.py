@@ -10,7 +10,7 @@ from lapo_cli.core.config import OnlineConfig, PPOConfig, Ramp
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.models.policy_targets.latent import LatentTarget
-from lapo_cli.core.training.agents import Agent, LatentAgent, ParameterGroup, ScratchAgent
+from lapo_cli.core.training.agents import Agent, DirectAgent, LatentAgent, ParameterGroup
 from lapo_cli.core.training.gae import gae
 from lapo_cli.core.training.ppo import PPO
 from tests.reference.plain_ppo import PlainLatentAgent, PlainRollout, plain_gae, plain_ppo_update
@@ -134,7 +134,7 @@ def test_an_update_on_cached_encodings_ends_at_the_weights_of_the_plain_one() ->
 
 @pytest.mark.parametrize("kind", ["latent", "scratch"])
 def test_what_was_stored_while_acting_is_what_the_network_computes_from_the_frames(kind: str) -> None:
-    agent: Agent = _agents()[0] if kind == "latent" else ScratchAgent(1, 32, 15, _CPU)
+    agent: Agent = _agents()[0] if kind == "latent" else DirectAgent(1, 32, 15, _CPU)
     groups = [ParameterGroup(list(agent.parameters()), _CONFIG.scratch.at)]
     ppo = PPO(agent, groups, ENVIRONMENTS.get("bigfish"), _CONFIG, seed=5, device=torch.device("cpu"))
     rollout = ppo.collect(keep_frames=True)

@@ -15,14 +15,14 @@ from lapo_cli.core.data.download import download
 from lapo_cli.core.data.store import Video, open_store
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import SeedDir
-from lapo_cli.core.training.checkpoints import (
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import (
     build_idm,
     build_latent_policy,
     build_world_model,
     load_idm,
     load_policy,
 )
-from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import STAGES, run_stage, stage_seed
 from tests.core.tiny_config import TINY
 from tests.reference.plain_models import (

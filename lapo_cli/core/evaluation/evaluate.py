@@ -22,8 +22,8 @@ from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS, demonstrations
 from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games, with_shares
 from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import Done, fingerprint
-from lapo_cli.core.training.checkpoints import IDM, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import IDM, SUPERVISED_IDM
 from lapo_cli.core.training.no_quantizer import NO_QUANTIZER
 from lapo_cli.core.training.rollout import Film, Filming, rollout, uniform
 from lapo_cli.core.training.stage import STAGES, TrainedPolicy, is_current, needs_environment, stage_seed

@@ -14,8 +14,8 @@ from lapo_cli.core.evaluation import latents, sheets
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.world_model import WorldModel
-from lapo_cli.core.training.checkpoints import load_idm, load_world_model
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import load_idm, load_world_model
 from lapo_cli.core.training.stage import stage_seed
 
 HORIZON = 12

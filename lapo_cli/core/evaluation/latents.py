@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import UNLABELLED
-from lapo_cli.core.training.checkpoints import load_idm
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import gather_batches, latent_actions
+from lapo_cli.core.training.networks import load_idm
 from lapo_cli.core.training.stage import stage_seed
 
 WINDOWS = 2048

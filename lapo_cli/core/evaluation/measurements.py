@@ -20,8 +20,8 @@ from lapo_cli.core.errors import LapoError, RunDirError
 from lapo_cli.core.evaluation import imagination, latents, sheets
 from lapo_cli.core.files import atomic_write_json, exclusive, read_json
 from lapo_cli.core.run_dir import fingerprint
-from lapo_cli.core.training.checkpoints import IDM
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import IDM
 
 FOLDER = "measurements"
 DEMONSTRATIONS = "demonstrations (expert)"

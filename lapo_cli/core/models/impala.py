@@ -63,7 +63,7 @@ class ImpalaTrunk(Trunk):
 
 
 class CompactTrunk(Trunk):
-    """The same widths at a lower cost, with layer normalization of the features.
+    """The widths of the paper's trunk at a lower cost, with layer normalization of the features.
 
     The first pooling is a stride, and sequences have one residual block. Neighbouring patches of the first convolution
     overlap; without that a shift by a pixel is another picture to it.

@@ -1,4 +1,4 @@
-"""Figures as PNG files, for who wants them in a paper or a chat instead of a page."""
+"""Figures as PNG files, for use in a paper or a chat."""
 
 from collections.abc import Callable
 from functools import partial

@@ -26,7 +26,7 @@ class Panel:
 
     Attributes:
         title: its heading, which says what it answers.
-        alt: what there is to see, for who cannot see it.
+        alt: what it shows, in words for screen readers.
         note: the sentence below it.
         draw: draws it; None where there is nothing to draw, and the note says why.
         height: inches.

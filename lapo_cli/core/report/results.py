@@ -23,8 +23,8 @@ from lapo_cli.core.evaluation.reference import reference_returns
 from lapo_cli.core.evaluation.summary import Key, title_of
 from lapo_cli.core.files import read_json
 from lapo_cli.core.run_dir import RunDir, SeedDir, StageDir
-from lapo_cli.core.training.checkpoints import IDM, POLICY
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
+from lapo_cli.core.training.networks import IDM, POLICY
 from lapo_cli.core.training.stage import is_current
 
 _T = TypeVar("_T")

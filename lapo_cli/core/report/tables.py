@@ -1,13 +1,13 @@
 """The tables of the report: policies, statistics over games, stages, and configuration."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lapo_cli.core.config_loading import load_config
+from lapo_cli.core.config_loading import flat, load_config
 from lapo_cli.core.envs.base import normalized
 from lapo_cli.core.errors import ConfigError
 from lapo_cli.core.evaluation import statistics
@@ -15,6 +15,7 @@ from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
 from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
 from lapo_cli.core.evaluation.summary import Key, share_of, title_of
+from lapo_cli.core.progress import clock_time
 from lapo_cli.core.report import paper
 from lapo_cli.core.report.results import Policy, RunResults, SeedResults
 
@@ -172,30 +173,20 @@ def stage_rows(run: RunResults) -> Iterator[StageRow]:
             rate = "-" if not seconds else f"{stage.steps / seconds:,.1f}"
             device = " ".join(str(about[name]) for name in ("device", "precision") if about.get(name))
             versions = f"lapo {about.get('lapo_version', '?')}, torch {about.get('torch_version', '?')}"
-            steps, time = (f"{stage.steps:,}" if stage.steps else "-"), ("-" if seconds is None else _time(seconds))
+            steps, time = (
+                (f"{stage.steps:,}" if stage.steps else "-"),
+                ("-" if seconds is None else clock_time(seconds)),
+            )
             yield StageRow(run.name, seed.game, seed.seed, stage.label, stage.done, steps, time, rate, device, versions)
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def changed_keys(run: RunResults) -> dict[str, tuple[str, str]]:
     """Keys of the configuration that differ from the preset's: key -> the preset's value and the run's."""
     try:
-        preset = _flat(load_config(run.run.preset).model_dump(mode="json"))
+        preset = flat(load_config(run.run.preset))
     except ConfigError:
         return {}
-    mine = _flat(run.run.config.model_dump(mode="json"))
+    mine = flat(run.run.config)
     return {
         key: (str(preset.get(key, "-")), str(value)) for key, value in mine.items() if preset.get(key, "-") != value
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found

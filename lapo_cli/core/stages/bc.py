@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.cloning import clone, clone_policy, true_targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import labelled_frames
+from lapo_cli.core.training.networks import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
 
 _NAME = "bc"

@@ -4,10 +4,10 @@ from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, true_targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
+from lapo_cli.core.training.networks import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
 
 _NAME = "bc-few"

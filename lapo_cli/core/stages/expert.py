@@ -7,9 +7,9 @@ from typing import Any
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.run_dir import WEIGHTS, StageDir
-from lapo_cli.core.training.agents import ScratchAgent
-from lapo_cli.core.training.checkpoints import actions_of, header
+from lapo_cli.core.training.agents import DirectAgent
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import actions_of, header
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 
@@ -17,7 +17,7 @@ _NAME = "expert"
 _LABEL = "PPO expert"
 
 
-def _build_agent(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
+def _build_agent(about: Mapping[str, Any], compute: Compute) -> DirectAgent:
     try:
         network = about["network"]
         scale, size = int(network["scale"]), int(network["size"])
@@ -25,7 +25,7 @@ def _build_agent(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
         raise CorruptDataError(
             "The weights do not record which network they belong to: train the expert again."
         ) from error
-    agent = ScratchAgent(scale, size, actions_of(about), compute)
+    agent = DirectAgent(scale, size, actions_of(about), compute)
     compute.place(agent)
     return agent
 

@@ -15,10 +15,10 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import IDM, IDM_NETWORK, build_idm, build_world_model, header
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
+from lapo_cli.core.training.networks import IDM, IDM_NETWORK, build_idm, build_world_model, header
 from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, split_by_episode
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, stage_seed

@@ -11,9 +11,9 @@ from lapo_cli.core.models.policy import DECODERS
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import Act, OfflineAgent
-from lapo_cli.core.training.checkpoints import IDM, POLICY, actions_of, header, load_idm, load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, labelled_pairs
+from lapo_cli.core.training.networks import IDM, POLICY, actions_of, header, load_idm, load_policy
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, held_out_sample, needs_actions
 
 _NAME = "offline"

@@ -11,7 +11,9 @@ from lapo_cli.core.compute import Compute
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import LAST_LAYERS, LatentAgent
-from lapo_cli.core.training.checkpoints import (
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.latent_labels import played_pairs
+from lapo_cli.core.training.networks import (
     IDM,
     POLICY,
     actions_of,
@@ -21,8 +23,6 @@ from lapo_cli.core.training.checkpoints import (
     load_policy,
     policy_about,
 )
-from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.latent_labels import played_pairs
 from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.ppo import Rollout
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy

@@ -16,7 +16,6 @@ from lapo_cli.core.data.store import Video
 from lapo_cli.core.errors import BrokenEnvironmentError
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.agents import LAST_LAYERS, ClonedAgent
-from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, header, idm_about, load_idm, model_of
 from lapo_cli.core.training.cloning import clone, clone_settings
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import (
@@ -25,6 +24,7 @@ from lapo_cli.core.training.inverse_dynamics import (
     load_inverse_dynamics,
     train_inverse_dynamics,
 )
+from lapo_cli.core.training.networks import IDM, POLICY, direct_agent_of, header, idm_about, load_idm, model_of
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, run_part, stage_seed
 

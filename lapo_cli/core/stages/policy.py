@@ -8,11 +8,11 @@ import torch
 from lapo_cli.core import distributed
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.imitation import Imitation
 from lapo_cli.core.training.latent_labels import CHUNK, latent_labels
+from lapo_cli.core.training.networks import IDM, POLICY, build_latent_policy, header, idm_about, load_idm
 from lapo_cli.core.training.no_quantizer import without_quantizer
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, output_fingerprint, stage_seed
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training import decoding
-from lapo_cli.core.training.checkpoints import IDM, POLICY, direct_agent_of, load_idm
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, clone_settings, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import CHUNK, label_counts, labelled_frames, labelled_pairs, latent_labels
+from lapo_cli.core.training.networks import IDM, POLICY, direct_agent_of, load_idm
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, output_fingerprint
 
 _NAME = "relabel"

@@ -4,8 +4,8 @@ from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import POLICY_NETWORK, direct_agent_of, header
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import POLICY_NETWORK, direct_agent_of, header
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import IDM_NETWORK, SUPERVISED_IDM
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import LabelledVideo, train_inverse_dynamics
 from lapo_cli.core.training.latent_labels import labelled_frames
+from lapo_cli.core.training.networks import IDM_NETWORK, SUPERVISED_IDM
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
 
 _LABEL = "supervised inverse dynamics model"

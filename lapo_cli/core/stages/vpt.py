@@ -7,7 +7,6 @@ import torch
 
 from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import StageDir
-from lapo_cli.core.training.checkpoints import IDM_NETWORK, POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import (
@@ -17,6 +16,7 @@ from lapo_cli.core.training.inverse_dynamics import (
     train_inverse_dynamics,
 )
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
+from lapo_cli.core.training.networks import IDM_NETWORK, POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, run_part
 
 _NAME = "vpt"

@@ -60,7 +60,7 @@ class Agent(nn.Module, ABC):
         return logits
 
 
-class ScratchAgent(Agent):
+class DirectAgent(Agent):
     """A fresh policy, trained whole: the encoding is the frame itself.
 
     Args:
@@ -145,14 +145,14 @@ class LatentAgent(Agent):
 class ClonedAgent(Agent):
     """A cloned policy whose convolutions are frozen: PPO continues with its last layers.
 
-    Its weights are named as those of :class:`ScratchAgent`, which acts in the same way.
+    Its weights are named as those of :class:`DirectAgent`, which acts in the same way.
 
     Args:
         cloned: whose policy it is; its parameters are trained here.
         compute: where and how it runs.
     """
 
-    def __init__(self, cloned: ScratchAgent, compute: Compute) -> None:
+    def __init__(self, cloned: DirectAgent, compute: Compute) -> None:
         super().__init__()
         self.policy = cloned.policy
         self.policy.trunk.requires_grad_(False)

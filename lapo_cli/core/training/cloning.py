@@ -17,11 +17,11 @@ from lapo_cli.core.errors import UsageError
 from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.agents import Act
-from lapo_cli.core.training.checkpoints import direct_agent_of, header, load_policy
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.imitation import Imitation
 from lapo_cli.core.training.latent_labels import CHUNK
+from lapo_cli.core.training.networks import direct_agent_of, header, load_policy
 from lapo_cli.core.training.stage import TrainedPolicy, held_out_sample, run_part, stage_seed
 
 _PRESENT = (0,)
@@ -53,7 +53,7 @@ def true_targets(actions: NDArray[np.uint8], windows: NDArray[np.int64], num_act
 
 
 def with_true_actions(targets: Targets, store: FrameStore, labelled: NDArray[np.int64]) -> Targets:
-    """The same, with the true actions of the ``labelled`` frames (L,), which are among them, in place of guesses."""
+    """These targets, with the true actions of the ``labelled`` frames (L,), which are among them, for guesses."""
     assert store.actions is not None
     known = true_targets(store.actions, labelled, targets.actions.shape[1])
     actions = targets.actions.copy()

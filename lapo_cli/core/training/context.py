@@ -75,7 +75,7 @@ class Context:
         return store
 
     def with_precision(self, precision: str) -> "Context":
-        """The same, computing in ``bf16`` or ``fp32``."""
+        """This context, computing in ``bf16`` or ``fp32``."""
         return replace(self, compute=replace(self.compute, bf16=precision == "bf16"))
 
     def title(self, text: str) -> str:

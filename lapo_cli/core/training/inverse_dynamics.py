@@ -15,11 +15,11 @@ from lapo_cli.core.data.store import FrameStore, Video
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
-from lapo_cli.core.training.checkpoints import actions_of, build_supervised_idm, header, model_of
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.fit import TrainingFrames, fit
 from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
+from lapo_cli.core.training.networks import actions_of, build_supervised_idm, header, model_of
 from lapo_cli.core.training.probe import split_by_episode
 from lapo_cli.core.training.stage import stage_seed
 

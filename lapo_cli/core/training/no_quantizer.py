@@ -13,7 +13,7 @@ _KIND = "none"
 
 
 def without_quantizer(stage: Stage) -> Stage:
-    """The same stage without a quantizer, on latent actions of the same size: one of the baselines."""
+    """This stage without a quantizer, on latent actions of the same size: one of the baselines."""
     name, label = stage.name + NO_QUANTIZER, f"{stage.label}, no quantizer"
 
     def policies(ctx: Context, folder: StageDir) -> Iterator[TrainedPolicy]:

@@ -53,7 +53,7 @@ class Importer(ABC):
     url: str | None = None
 
     def fetch(self, progress: Progress) -> "Importer":
-        """The same demonstrations, on this machine. Interrupted, another call continues.
+        """These demonstrations, on this machine. Interrupted, another call continues.
 
         Raises:
             DownloadError: they cannot be fetched.

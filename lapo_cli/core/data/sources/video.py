@@ -299,7 +299,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _DecodedImporter(Importer):
-    """The same after decoding."""
+    """Imports clips that are decoded already."""
 
     before: VideoImporter
     decoded: list[DecodedClip]

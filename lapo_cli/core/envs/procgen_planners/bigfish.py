@@ -42,7 +42,7 @@ class BigFish:
         self._left = 0
 
     def act(self, state: GameState) -> int:
-        """The action of the leg in hand, or of a new one."""
+        """The action of the present leg, or of a new one."""
         player = state.player
         stuck = 3 * _stuck(player["x"], player["rx"]) + _stuck(player["y"], player["ry"])
         if stuck:

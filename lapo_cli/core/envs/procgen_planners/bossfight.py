@@ -30,7 +30,7 @@ _SAFETY = 10.0  # worth of a step without a collision
 _BELOW = 1.5  # cells sideways that still count as below the boss
 _STRAYING = 0.1 / _SIZE  # per cell away from the place below the boss
 _LAST_SHOT, _SHIELDS = -24, -11  # among the counters of ``BossfightGame::serialize``
-_KEEP = 0.005  # worth of going on with the action in hand
+_KEEP = 0.005  # value of continuing the present action
 _MARGIN = 0.05
 
 

@@ -40,7 +40,7 @@ class FruitBot:
         self._done = _NOOP
 
     def act(self, state: GameState) -> int:
-        """The next action of the path in hand, or of a new one."""
+        """The next action of the present path, or of a new one."""
         if not self._plan or self._done != state.last_action:
             self._plan = _plan(state)[:_COMMIT]
         self._done = self._plan.pop(0)

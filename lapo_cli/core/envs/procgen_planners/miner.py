@@ -59,7 +59,7 @@ def _search(start: _Mine, width: int, leave: int) -> deque[_Link]:
     """The mines and actions from the start to the exit; failing that, through most diamonds to an end."""
     came: dict[_Mine, _Link | None] = {start: None}
     costs = {start: 0.0}
-    # Ways that dug other dirt but moved the same stones count as one: they are legion, and differ little.
+    # Ways that dug other dirt but moved the same stones count as one: there are very many, and they differ little.
     known = {_key(start): 0.0}
     crushed: _Link | None = None
     fewest = len(start.cells)

@@ -79,7 +79,7 @@ def svg(draw: Draw, name: str, *, width: float = 4.3, height: float = 3.0) -> st
     content = _UNUSED_ID.sub("", content)
     for mine, of_page in _ON_PAGES.items():
         content = content.replace(mine, of_page)
-    # Its size is the page's affair.
+    # The page sets its size.
     return re.sub(r'<svg ([^>]*?)(?:height|width)="[^"]*pt" ([^>]*?)(?:height|width)="[^"]*pt"', r"<svg \1\2", content)
 
 

@@ -18,7 +18,7 @@ from lapo_cli.core.models.policy import LatentPolicy
 from lapo_cli.core.models.quantizers.base import Quantizer
 from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
-from lapo_cli.core.training.agents import ScratchAgent
+from lapo_cli.core.training.agents import DirectAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import require_stage
 
@@ -97,14 +97,14 @@ def build_supervised_idm(model: ModelConfig, num_actions: int, trunk: str | None
     return idm
 
 
-def direct_agent_of(about: Mapping[str, Any], compute: Compute) -> ScratchAgent:
+def direct_agent_of(about: Mapping[str, Any], compute: Compute) -> DirectAgent:
     """The agent, untrained, that a header describes whose policy gives true actions directly; on its device.
 
     Raises:
         CorruptDataError: the header does not describe one.
     """
     model = model_of(about)
-    agent = ScratchAgent(model.policy_scale, model.policy_size, actions_of(about), compute, model.policy_trunk)
+    agent = DirectAgent(model.policy_scale, model.policy_size, actions_of(about), compute, model.policy_trunk)
     compute.place(agent)
     return agent
 
