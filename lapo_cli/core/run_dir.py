@@ -131,17 +131,16 @@ class StageDir:
             raise CorruptDataError(f"{file} is missing or damaged: {_AGAIN}.") from error
         return content
 
-    def require_done(self, command: str) -> Done:
-        """``done.json`` of an earlier stage.
+    def require_done(self, command: str | None = None) -> Done:
+        """The content of ``done.json``.
 
         Raises:
-            MissingInputError: the stage is not finished; the message names the ``command`` that does it.
+            MissingInputError: the stage is not finished; the message names the ``command`` that does it, if given.
         """
         done = self.done()
         if done is None:
-            raise MissingInputError(
-                f"Stage '{self.name}' is not finished in {self.path.parent}: run '{command}' first."
-            )
+            what = "it" if command is None else f"'{command}'"
+            raise MissingInputError(f"Stage '{self.name}' is not finished in {self.path.parent}: run {what} first.")
         return done
 
     def begin(self, key: Mapping[str, Any], *, fresh: bool, label: str = "", device: str = "") -> bool:

@@ -31,21 +31,20 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
 
 def _policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
-    made = stage.require_done("lapo run-stage constant")["results"]
+    made = stage.require_done()["results"]
 
     def act(frames: Tensor) -> Tensor:
         logits = torch.zeros(len(frames), ctx.env.require_actions())
         logits[:, made["action"]] = made["logit"]
         return logits
 
-    yield TrainedPolicy("constant", "constant action", lambda: act)
+    yield TrainedPolicy("constant", lambda: act)
 
 
 STAGE = Stage(
     name="constant",
     label="constant action",
     run=_run,
-    command="lapo run-stage constant {seed_dir}",
     sections=(),
     applicable=needs_environment,
     policies=_policies,

@@ -55,12 +55,14 @@ class Candidate:
 
     Attributes:
         fingerprint: of its weights.
+        method: how it was trained, as tables and legends call it.
         stage: that offers it; empty for the random policy.
         order: its place among the policies.
     """
 
     policy: TrainedPolicy
     fingerprint: str
+    method: str
     stage: str = ""
     order: int = 0
 
@@ -73,8 +75,8 @@ def candidates(ctx: Context, only: str | None = None) -> list[Candidate]:
     """
     if needs_environment(ctx) is not None:
         return []
-    random = TrainedPolicy("random", RANDOM_POLICY, lambda: uniform(ctx.env.require_actions()))
-    return [Candidate(random, "uniform"), *_of_stages(ctx, only)]
+    random = TrainedPolicy("random", lambda: uniform(ctx.env.require_actions()))
+    return [Candidate(random, "uniform", RANDOM_POLICY), *_of_stages(ctx, only)]
 
 
 def _of_stages(ctx: Context, only: str | None) -> Iterator[Candidate]:
@@ -83,7 +85,8 @@ def _of_stages(ctx: Context, only: str | None) -> Iterator[Candidate]:
         if only in (None, stage.name) and is_current(ctx.seed_dir, stage.name):
             done = folder.require_done(stage.command_for(ctx))
             for policy in stage.policies(ctx, folder):
-                yield Candidate(policy, policy_fingerprint(done, policy.name), stage.name, stage.order)
+                made = policy_fingerprint(done, policy.name)
+                yield Candidate(policy, made, stage.label, stage.name, stage.order)
 
 
 def policy_fingerprint(done: Done, name: str) -> str:
@@ -115,7 +118,7 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         seed=seed,
         device=ctx.compute.device,
         progress=ctx.progress,
-        title=ctx.title(f"evaluating {policy.method}"),
+        title=ctx.title(f"evaluating {candidate.method}"),
         filming=FILMING,
     )
     assert episodes.film is not None
@@ -125,7 +128,7 @@ def episodic_returns(ctx: Context, candidate: Candidate) -> NDArray[np.float64]:
         "fingerprint": candidate.fingerprint,
         "order": candidate.order,
         "name": policy.name,
-        "method": policy.method,
+        "method": candidate.method,
         "labels": policy.labels,
         "env_steps": policy.env_steps,
         "game": ctx.game,
@@ -170,8 +173,8 @@ def compare(contexts: list[Context], failures: list[Failure], folder: Path, only
         for ctx in of_game:
             for candidate in candidates(ctx, only):
                 policy, returns = candidate.policy, episodic_returns(ctx, candidate)
-                pooled.setdefault((policy.method, policy.labels, policy.env_steps), []).append(returns)
-                row = make_row(env, policy.method, [returns], labels=policy.labels, env_steps=policy.env_steps)
+                pooled.setdefault((candidate.method, policy.labels, policy.env_steps), []).append(returns)
+                row = make_row(env, candidate.method, [returns], labels=policy.labels, env_steps=policy.env_steps)
                 by_seed.setdefault(ctx.seed_dir.seed, []).append(row)
         shown = [
             make_row(env, method, returns, labels=labels, env_steps=env_steps)

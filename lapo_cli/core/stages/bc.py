@@ -1,6 +1,5 @@
 """The ceiling of offline decoding: behaviour cloning of all true actions, with stage 2's network and budget."""
 
-from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
@@ -26,11 +25,10 @@ STAGES.register(
         name=_NAME,
         label=_LABEL,
         run=_run,
-        command="lapo run-stage bc {seed_dir}",
         sections=("data.max_frames", "stage2", *POLICY_NETWORK),
         reads=("train", "test"),
         applicable=needs_actions,
-        policies=partial(clone_policy, _LABEL),
+        policies=clone_policy,
         build_agent=direct_agent_of,
         in_chain="baselines",
         order=62,

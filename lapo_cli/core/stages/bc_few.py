@@ -1,6 +1,5 @@
 """What one would do without latent actions: behaviour cloning of the few labelled frames alone."""
 
-from functools import partial
 from typing import Any
 
 from lapo_cli.core.run_dir import StageDir
@@ -10,7 +9,6 @@ from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
 from lapo_cli.core.training.networks import POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions
 
-_NAME = "bc-few"
 _LABEL = "BC without latent actions"
 
 
@@ -28,14 +26,13 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
 STAGES.register(
     Stage(
-        name=_NAME,
+        name="bc-few",
         label=_LABEL,
         run=_run,
-        command="lapo run-stage bc-few {seed_dir}",
         sections=("data.max_frames", "stage2", "offline.labels", "offline.steps", *POLICY_NETWORK),
         reads=("train", "test"),
         applicable=needs_actions,
-        policies=partial(clone_policies, _LABEL),
+        policies=clone_policies,
         build_agent=direct_agent_of,
         in_chain="baselines",
         order=64,

@@ -13,9 +13,6 @@ from lapo_cli.core.training.networks import actions_of, header
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 
-_NAME = "expert"
-_LABEL = "PPO expert"
-
 
 def _build_agent(about: Mapping[str, Any], compute: Compute) -> DirectAgent:
     try:
@@ -52,13 +49,13 @@ def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
 STAGES.register(
     Stage(
-        name=_NAME,
-        label=_LABEL,
+        name="expert",
+        label="PPO expert",
         run=_train,
         command="lapo train-expert {game} --run-dir {run_dir} --seed {seed}",
         sections=("expert",),
         applicable=needs_environment,
-        policies=partial(agent_policy, _LABEL, _build_agent),
+        policies=partial(agent_policy, _build_agent),
         build_agent=_build_agent,
         in_chain="never",
         order=70,

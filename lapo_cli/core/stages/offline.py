@@ -17,7 +17,6 @@ from lapo_cli.core.training.networks import IDM, POLICY, actions_of, header, loa
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, held_out_sample, needs_actions
 
 _NAME = "offline"
-_LABEL = "LAPO decoded offline"
 
 
 def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, torch
     Raises:
         CorruptDataError: its weights are damaged.
     """
-    counts = sorted(map(int, stage.require_done(_NAME)["results"]["test_accuracy"]))
+    counts = sorted(map(int, stage.require_done()["results"]["test_accuracy"]))
     about = read_about(stage.path / WEIGHTS)
     build = DECODERS[about.get("decoder", "mlp")]
     decoders = {count: build(la_dim, actions_of(about)) for count in counts}
@@ -65,7 +64,7 @@ def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, torch
 
 
 def _policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
-    counts = sorted(map(int, stage.require_done(_NAME)["results"]["test_accuracy"]))
+    counts = sorted(map(int, stage.require_done()["results"]["test_accuracy"]))
 
     @cache
     def agents() -> dict[int, OfflineAgent]:
@@ -77,13 +76,13 @@ def _policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
         return agents()[count].act
 
     for count in counts:
-        yield TrainedPolicy(f"{_NAME}-{count}", _LABEL, partial(load, count), labels=count)
+        yield TrainedPolicy(f"{_NAME}-{count}", partial(load, count), labels=count)
 
 
 STAGES.register(
     Stage(
         name=_NAME,
-        label=_LABEL,
+        label="LAPO decoded offline",
         run=decode,
         command="lapo decode-offline {seed_dir}",
         sections=("data.max_frames", "model", "decoder", "offline"),

@@ -111,7 +111,7 @@ def _register(name: str, label: str, init: str, *, with_decoder: bool, order: in
             sections=("model", "online.steps", "online.ppo", *LAST_LAYERS, *(_DECODER if with_decoder else ())),
             requires=(IDM, POLICY),
             applicable=needs_environment,
-            policies=partial(agent_policy, label, build),
+            policies=partial(agent_policy, build),
             build_agent=build,
             in_chain="always" if with_decoder else "baselines",
             order=order,

@@ -29,7 +29,6 @@ from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, run_part, stage_seed
 
 _NAME = "online-relabel"
-_LABEL = "LAPO relabelled online, then PPO"
 
 
 def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
@@ -119,9 +118,8 @@ def _random_play(ctx: Context) -> LabelledVideo:
 STAGES.register(
     Stage(
         name=_NAME,
-        label=_LABEL,
+        label="LAPO relabelled online, then PPO",
         run=_run,
-        command="lapo run-stage online-relabel {seed_dir}",
         sections=(
             *("data.max_frames", "model", "stage1", "stage2", "relabel"),
             *("online.steps", "online.ppo", *LAST_LAYERS),
@@ -129,7 +127,7 @@ STAGES.register(
         requires=(IDM, POLICY),
         reads=("train", "test"),
         applicable=_applicable,
-        policies=partial(agent_policy, _LABEL, direct_agent_of),
+        policies=partial(agent_policy, direct_agent_of),
         build_agent=direct_agent_of,
         in_chain="never",
         order=45,

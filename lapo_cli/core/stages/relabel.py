@@ -4,7 +4,6 @@ The latent policy is a regression: where two moves are equally right it predicts
 transition has and the decoder never saw. Here the decoder reads the latent actions of the frames themselves.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from lapo_cli.core.training.latent_labels import CHUNK, label_counts, labelled_f
 from lapo_cli.core.training.networks import IDM, POLICY, direct_agent_of, load_idm
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, output_fingerprint
 
-_NAME = "relabel"
 _LABEL = "LAPO relabelled and cloned"
 
 
@@ -64,10 +62,9 @@ def decoded_targets(
 
 STAGES.register(
     Stage(
-        name=_NAME,
+        name="relabel",
         label=_LABEL,
         run=_run,
-        command="lapo run-stage relabel {seed_dir}",
         sections=(
             *("data.max_frames", "model", "stage2", "decoder", "offline"),
             *("relabel.steps", "relabel.lr", "relabel.warm_start"),
@@ -75,7 +72,7 @@ STAGES.register(
         requires=(IDM, POLICY),
         reads=("train", "test"),
         applicable=needs_actions,
-        policies=partial(clone_policies, _LABEL),
+        policies=clone_policies,
         build_agent=direct_agent_of,
         in_chain="never",
         order=35,

@@ -9,9 +9,6 @@ from lapo_cli.core.training.networks import POLICY_NETWORK, direct_agent_of, hea
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
 from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
 
-_NAME = "scratch"
-_LABEL = "PPO from scratch"
-
 
 def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
     config = ctx.config.online
@@ -24,13 +21,13 @@ def _train(ctx: Context, stage: StageDir) -> dict[str, Any]:
 
 STAGES.register(
     Stage(
-        name=_NAME,
-        label=_LABEL,
+        name="scratch",
+        label="PPO from scratch",
         run=_train,
         command="lapo finetune-online {seed_dir} --init scratch",
         sections=("online.steps", "online.ppo", "online.scratch", *POLICY_NETWORK),
         applicable=needs_environment,
-        policies=partial(agent_policy, _LABEL, direct_agent_of),
+        policies=partial(agent_policy, direct_agent_of),
         build_agent=direct_agent_of,
         order=60,
     )

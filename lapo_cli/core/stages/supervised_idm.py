@@ -24,7 +24,6 @@ STAGES.register(
         name=SUPERVISED_IDM,
         label=_LABEL,
         run=_run,
-        command="lapo run-stage supervised-idm {seed_dir}",
         sections=("data.max_frames", "stage1", *IDM_NETWORK),
         reads=("train", "test"),
         applicable=needs_actions,

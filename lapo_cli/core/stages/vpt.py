@@ -1,6 +1,5 @@
 """Relabelling with a supervised inverse dynamics model of the few labelled frames, then cloning (arXiv:2206.11795)."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -54,14 +53,13 @@ STAGES.register(
         name=_NAME,
         label=_LABEL,
         run=_run,
-        command="lapo run-stage vpt {seed_dir}",
         sections=(
             *("data.max_frames", "stage1", "stage2", "offline.labels", "offline.steps"),
             *(*IDM_NETWORK, *POLICY_NETWORK),
         ),
         reads=("train", "test"),
         applicable=needs_actions,
-        policies=partial(clone_policies, _LABEL),
+        policies=clone_policies,
         build_agent=direct_agent_of,
         in_chain="baselines",
         order=66,

@@ -172,17 +172,17 @@ def clone_for_each(
     return {"by_labels": {str(count): of(count) for count in counts}}
 
 
-def clone_policy(method: str, ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
+def clone_policy(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
     """The policy that :func:`clone` saved; for :attr:`Stage.policies`."""
-    yield TrainedPolicy(stage.name, method, partial(_load, ctx, stage))
+    yield TrainedPolicy(stage.name, partial(_load, ctx, stage))
 
 
-def clone_policies(method: str, ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
+def clone_policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
     """The policies that :func:`clone_for_each` saved; for :attr:`Stage.policies`."""
-    results: Mapping[str, Any] = stage.require_done(stage.name)["results"]["by_labels"]
+    results: Mapping[str, Any] = stage.require_done()["results"]["by_labels"]
     for count in sorted(map(int, results)):
         folder = StageDir(stage.path / f"labels-{count}")
-        yield TrainedPolicy(f"{stage.name}-{count}", method, partial(_load, ctx, folder), labels=count)
+        yield TrainedPolicy(f"{stage.name}-{count}", partial(_load, ctx, folder), labels=count)
 
 
 def _load(ctx: Context, folder: StageDir) -> Act:

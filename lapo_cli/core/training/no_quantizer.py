@@ -1,12 +1,10 @@
 """The paper's ablation (section 6): stages once more, without a quantizer, beside those of the run."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from lapo_cli.core.config import QUANTIZERS, Config
-from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.stage import Stage, TrainedPolicy
+from lapo_cli.core.training.stage import Stage
 
 NO_QUANTIZER = "-no-quantizer"
 _KIND = "none"
@@ -14,11 +12,6 @@ _KIND = "none"
 
 def without_quantizer(stage: Stage) -> Stage:
     """This stage without a quantizer, on latent actions of the same size: one of the baselines."""
-    name, label = stage.name + NO_QUANTIZER, f"{stage.label}, no quantizer"
-
-    def policies(ctx: Context, folder: StageDir) -> Iterator[TrainedPolicy]:
-        for policy in stage.policies(ctx, folder):
-            yield replace(policy, method=label)
 
     def applicable(ctx: Context) -> str | None:
         if ctx.config.model.quantizer.kind == _KIND:
@@ -27,12 +20,11 @@ def without_quantizer(stage: Stage) -> Stage:
 
     return replace(
         stage,
-        name=name,
-        label=label,
-        command=f"lapo run-stage {name} {{seed_dir}}",
+        name=stage.name + NO_QUANTIZER,
+        label=f"{stage.label}, no quantizer",
+        command=Stage.command,
         requires=tuple(required + NO_QUANTIZER for required in stage.requires),
         applicable=applicable,
-        policies=policies,
         configure=_configure,
         variant=NO_QUANTIZER,
         in_chain="baselines",

@@ -146,7 +146,7 @@ class PPOLoop:
 
 
 def agent_policy(
-    label: str, build: Callable[[Mapping[str, Any], Compute], Agent], ctx: Context, stage: StageDir
+    build: Callable[[Mapping[str, Any], Compute], Agent], ctx: Context, stage: StageDir
 ) -> Iterator[TrainedPolicy]:
     """The one policy of a finished stage that trained an agent; for :attr:`Stage.policies`."""
 
@@ -155,8 +155,8 @@ def agent_policy(
         stage.load_weights({"agent": agent})
         return agent.act
 
-    env_steps = stage.require_done(stage.name)["results"]["env_steps"]
-    yield TrainedPolicy(stage.name, label, load, env_steps=env_steps)
+    env_steps = stage.require_done()["results"]["env_steps"]
+    yield TrainedPolicy(stage.name, load, env_steps=env_steps)
 
 
 class _Episodes:

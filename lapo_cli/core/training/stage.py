@@ -51,14 +51,12 @@ class TrainedPolicy:
 
     Attributes:
         name: of its file among the evaluations.
-        method: how it was trained, as tables and legends call it.
         load: makes it ready to act; called only if it has to play.
         labels: labelled frames it was decoded from, if it was.
         env_steps: environment steps it was trained for, if it was.
     """
 
     name: str
-    method: str
     load: Callable[[], Act]
     labels: int | None = None
     env_steps: int | None = None
@@ -72,8 +70,9 @@ class Stage:
         name: of its folder.
         label: as progress, tables and legends call it.
         run: does the work in the stage's folder, and returns its results, JSON-like.
-        command: how to run it by hand; ``{game}``, ``{seed}``, ``{run_dir}`` and ``{seed_dir}`` are filled in.
         sections: the parts of the configuration that its outcome depends on.
+        command: how to run it by hand; ``{name}``, ``{game}``, ``{seed}``, ``{run_dir}`` and ``{seed_dir}`` are filled
+            in.
         requires: earlier stages whose outputs it uses.
         reads: stores that it uses.
         applicable: why it cannot be run on this game and data, or None; ``run-all`` then leaves it out.
@@ -91,8 +90,8 @@ class Stage:
     name: str
     label: str
     run: Callable[[Context, StageDir], dict[str, Any]]
-    command: str
     sections: tuple[str, ...]
+    command: str = "lapo run-stage {name} {seed_dir}"
     requires: tuple[str, ...] = ()
     reads: tuple[Split, ...] = ()
     applicable: Callable[[Context], str | None] = lambda ctx: None
@@ -110,7 +109,7 @@ class Stage:
         """The command line that runs it on this game and seed."""
         seed_dir = ctx.seed_dir
         return self.command.format(
-            game=seed_dir.game, seed=seed_dir.seed, run_dir=seed_dir.run_path, seed_dir=seed_dir.path
+            name=self.name, game=seed_dir.game, seed=seed_dir.seed, run_dir=seed_dir.run_path, seed_dir=seed_dir.path
         )
 
 
@@ -201,7 +200,7 @@ def run_stage(ctx: Context, stage: Stage) -> StageResult:
         torch.manual_seed(stage_seed(ctx, stage.name.removesuffix(stage.variant)))  # Variants begin alike.
         results = stage.run(replace(ctx, config=stage.configure(ctx.config), variant=stage.variant), folder)
         distributed.on_main(lambda: folder.finish(results))
-    results = folder.require_done("this command")["results"]
+    results = folder.require_done()["results"]
     return StageResult(ctx.game, ctx.seed_dir.seed, stage.name, folder.path, results, skipped=not begun)
 
 
@@ -309,7 +308,7 @@ def run_part(
         torch.manual_seed(stage_seed(ctx, purpose))
         folder.begin(key, fresh=False)
         folder.finish(work())
-    return folder.require_done("this command")["results"]
+    return folder.require_done()["results"]
 
 
 def stage_seed(ctx: Context, purpose: str) -> int:
