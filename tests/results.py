@@ -1,5 +1,7 @@
 """Take a run's results into the package and the README: ``python -m tests.results RUN_DIR COMMIT``.
 
+They replace those of the same games, whatever seeds these had; other games keep theirs. A supervised inverse dynamics
+model that the run did not train is kept, since nothing but stage 1's settings and the data changes it.
 ``lapo evaluate RUN_DIR`` has to have made its summary. COMMIT is that of the code that trained it.
 """
 
@@ -7,6 +9,7 @@ import argparse
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.evaluation.summary import ALL_GAMES
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training.networks import IDM, SUPERVISED_IDM
+
+_Row = Mapping[str, Any]
 
 README = Path(__file__).parents[1] / "README.md"
 FOLDER = Path(__file__).parents[1] / "lapo_cli" / "results"
@@ -37,10 +42,10 @@ _PROBE = "probe (untrained, supervised)"
 def collect(run: RunDir, commit: str) -> dict[str, Any]:
     """The summary of a run without its prose, with what made it and the accuracies of its probes."""
     summary = json.loads((run.path / "summary.json").read_text())
-    games = _games(summary["rows"])
-    trained = {game: [of for of in run.seed_dirs() if of.game == game] for game in games}
     preset = load_config(run.preset)
-    assert run.config.model_copy(update={"extra_stages": preset.extra_stages}) == preset, "a run of the preset alone"
+    assert run.config.model_copy(update={"extra_stages": preset.extra_stages}) == preset, "not the preset alone"
+    assert summary["failures"] == []
+    trained = {game: list(seeds) for game, seeds in groupby(run.seed_dirs(), lambda of: of.game)}
     return {
         "lapo_version": summary["lapo_version"],
         "preset": run.preset,
@@ -49,22 +54,43 @@ def collect(run: RunDir, commit: str) -> dict[str, Any]:
             for game, seeds in trained.items()
         },
         "interval": summary["interval"],
-        "rows": summary["rows"],
+        "rows": _without(summary["rows"], {ALL_GAMES}),
         "by_seed": summary["by_seed"],
-        "failures": summary["failures"],
+        "failures": [],
         "probes": {game: {str(of.seed): _probe(of) for of in seeds} for game, seeds in trained.items()},
     }
 
 
+def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``new`` results, which are changed, and the ``old`` ones of games that they lack; games in order."""
+    games = {*new["probes"], ALL_GAMES}
+    for game, of_game in new["probes"].items():
+        for seed, probe in of_game.items():
+            kept = old["probes"].get(game, {}).get(seed, {}).get("supervised")
+            if probe["supervised"] is None and kept is not None:
+                probe["supervised"] = kept
+                new["made"][game]["seeds"][seed]["supervised"] = old["made"][game]["seeds"][seed]
+    return {
+        **new,
+        **{name: dict(sorted({**old[name], **new[name]}.items())) for name in ("made", "probes")},
+        "rows": _sorted([*_without(old["rows"], games), *new["rows"]]),
+        "by_seed": {
+            seed: _sorted([*_without(old["by_seed"].get(seed, []), games), *new["by_seed"].get(seed, [])])
+            for seed in sorted({*old["by_seed"], *new["by_seed"]})
+        },
+    }
+
+
 def tables(content: Mapping[str, Any]) -> dict[str, str]:
-    """Name of a table of the README -> its lines."""
+    """Name of a table of the README -> its lines; a game whose settings are not the preset's has a star."""
     rows, probes = content["rows"], content["probes"]
+    titles = {game: game + "*" * bool(made["overrides"]) for game, made in content["made"].items()}
     games = [
-        [game, ", ".join(of_game), *_returns(rows, game, _SHOWN), _accuracies(of_game.values())]
+        [titles[game], ", ".join(of_game), *_returns(rows, game, _SHOWN), _accuracies(of_game.values())]
         for game, of_game in probes.items()
     ]
     seeds = [
-        [game, seed, *_returns(content["by_seed"][seed], game, _PLAYED), _accuracies([probe])]
+        [titles[game], seed, *_returns(content["by_seed"][seed], game, _PLAYED), _accuracies([probe])]
         for game, of_game in probes.items()
         for seed, probe in of_game.items()
         if len(of_game) > 1
@@ -82,8 +108,12 @@ def shown(readme: str, name: str) -> str:
     return found[1]
 
 
-def _games(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return [game for game in dict.fromkeys(row["game"] for row in rows) if game != ALL_GAMES]
+def _without(rows: Iterable[_Row], games: Collection[str]) -> list[_Row]:
+    return [row for row in rows if row["game"] not in games]
+
+
+def _sorted(rows: Iterable[_Row]) -> list[_Row]:
+    return sorted(rows, key=lambda row: str(row["game"]))  # Stable, so that policies keep their order.
 
 
 def _made(trained: SeedDir, commit: str) -> dict[str, Any]:
@@ -106,14 +136,14 @@ def _probe(trained: SeedDir) -> dict[str, float | None]:
     }
 
 
-def _returns(rows: Iterable[Mapping[str, Any]], game: str, keys: Iterable[tuple[str, int | None]]) -> list[str]:
+def _returns(rows: Iterable[_Row], game: str, keys: Iterable[tuple[str, int | None]]) -> list[str]:
     found = {(row["method"], row["labels"]): row["normalized"] for row in rows if row["game"] == game}
     return [_number(found.get(key)) for key in keys]
 
 
-def _means(rows: Collection[Mapping[str, Any]]) -> list[str]:
+def _means(rows: Collection[_Row]) -> list[str]:
     """Of the games, which count 1 at most; a dash where a game has none."""
-    games = _games(rows)
+    games = dict.fromkeys(row["game"] for row in rows)
     found = {(row["game"], row["method"], row["labels"]): row["normalized"] for row in rows}
     return [_number(_mean([found.get((game, *key)) for game in games])) for key in _SHOWN]
 
@@ -144,8 +174,9 @@ def main() -> None:
     parser.add_argument("commit", help="40 hexadecimal digits")
     arguments = parser.parse_args()
     run = RunDir.open(arguments.run_dir)
-    content = collect(run, arguments.commit)
-    (FOLDER / f"{run.preset}.json").write_text(json.dumps(content, indent=1) + "\n")
+    file = FOLDER / f"{run.preset}.json"
+    content = merged(collect(run, arguments.commit), json.loads(file.read_text()))
+    file.write_text(json.dumps(content, indent=1) + "\n")
     readme = README.read_text()
     for name, table in tables(content).items():
         readme = readme.replace(shown(readme, name), table)

@@ -84,19 +84,52 @@ def test_means_of_the_table_are_of_all_games_and_a_game_counts_1_at_most():
         *(_row(game, "random policy", 0.1) for game in ("maze", "heist")),
         *(_row(game, "PPO from scratch", value) for game, value in (("maze", 3.0), ("heist", 0.4))),
         _row("maze", "BC on all true labels", 0.5),
-        _row(ALL_GAMES, "PPO from scratch", 0.9),
     ]
     probe = {"probe": 0.75, "untrained": 0.5, "supervised": 1.0}
     probes = {"maze": {"0": probe, "1": {**probe, "probe": 0.25}}, "heist": {"0": {**probe, "supervised": None}}}
-    content = {"rows": rows, "by_seed": {"0": rows[:1], "1": []}, "probes": probes}
+    settings = {"maze": [], "heist": ["stage1.steps=10"]}
+    content = {
+        **{"rows": rows, "by_seed": {"0": rows[:1], "1": []}, "probes": probes},
+        "made": {game: {"overrides": overrides} for game, overrides in settings.items()},
+    }
     made = results.tables(content)
     lines = made["quick"].splitlines()
     assert lines[2:] == [
         "| maze | 0, 1 | 0.10 | - | - | - | - | - | 0.50 | - | - | 3.00 | 0.50 (0.50, 1.00) |",
-        "| heist | 0 | 0.10 | - | - | - | - | - | - | - | - | 0.40 | 0.75 (0.50, -) |",
+        "| heist* | 0 | 0.10 | - | - | - | - | - | - | - | - | 0.40 | 0.75 (0.50, -) |",
         "| mean | | 0.10 | - | - | - | - | - | - | - | - | 0.70 | |",
     ]
     assert [line.split(" | ")[:3] for line in made["seeds"].splitlines()[2:]] == [
         ["| maze", "0", "0.10"],
         ["| maze", "1", "-"],
     ]
+
+
+def test_results_replace_those_of_their_games_alone():
+    def content(games: dict[str, list[str]], value: float) -> dict[str, Any]:
+        rows = [_row(game, "PPO from scratch", value) for game in games]
+        by_seed = {
+            seed: [row for row in rows if seed in games[row["game"]]]
+            for seed in {s for seeds in games.values() for s in seeds}
+        }
+        made = {game: {"seeds": {seed: {"commit": str(value)} for seed in seeds}} for game, seeds in games.items()}
+        probes = {game: {seed: {"supervised": None} for seed in seeds} for game, seeds in games.items()}
+        return {"rows": rows, "by_seed": by_seed, "made": made, "probes": probes, "interval": str(value)}
+
+    old = content({"climber": ["0"], "maze": ["0", "1"], "ninja": ["0"]}, 0.1)
+    old["rows"].append(_row(ALL_GAMES, "PPO from scratch", 0.1))
+    old["probes"]["maze"] = {"0": {"supervised": 0.8}, "1": {"supervised": 0.9}}
+    found = results.merged(content({"maze": ["0"], "heist": ["0", "2"]}, 0.2), old)
+    values = {"climber": 0.1, "heist": 0.2, "maze": 0.2, "ninja": 0.1}
+    assert [(row["game"], row["normalized"]) for row in found["rows"]] == list(values.items())
+    assert {seed: [row["game"] for row in rows] for seed, rows in found["by_seed"].items()} == {
+        "0": list(values),
+        "1": [],
+        "2": ["heist"],
+    }
+    assert found["interval"] == "0.2"
+    assert found["probes"]["heist"] == {"0": {"supervised": None}, "2": {"supervised": None}}
+    assert found["made"]["heist"] == {"seeds": {"0": {"commit": "0.2"}, "2": {"commit": "0.2"}}}
+    # The supervised model of the same game and seed is still true.
+    assert found["probes"]["maze"] == {"0": {"supervised": 0.8}}
+    assert found["made"]["maze"] == {"seeds": {"0": {"commit": "0.2", "supervised": {"commit": "0.1"}}}}
