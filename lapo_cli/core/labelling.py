@@ -28,8 +28,8 @@ from lapo_cli.core.data.store import Video
 from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.files import atomic_path, set_aside
 from lapo_cli.core.models.idm import InverseDynamicsModel
-from lapo_cli.core.stages.offline import load_decoders
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.decoding import load_decoders
 from lapo_cli.core.training.latent_labels import CHUNK, latent_actions
 from lapo_cli.core.training.networks import IDM, load_idm
 from lapo_cli.core.training.stage import is_current, output_fingerprint

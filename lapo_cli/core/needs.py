@@ -12,7 +12,7 @@ import torch
 from lapo_cli.core.compute import Compute
 from lapo_cli.core.config import Config, ModelConfig
 from lapo_cli.core.launchers.base import Needs
-from lapo_cli.core.stages.idm import joint_loss
+from lapo_cli.core.training.joint_loss import joint_loss
 from lapo_cli.core.training.networks import build_idm, build_world_model
 from lapo_cli.core.training.stage import Stage
 

@@ -27,8 +27,8 @@ from lapo_cli.core.data.sources.replay import import_replay
 from lapo_cli.core.data.store import Video, open_store
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.models.frames import normalize
-from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.agents import LatentAgent
+from lapo_cli.core.training.joint_loss import joint_loss
 from lapo_cli.core.training.networks import build_idm, build_latent_policy, build_world_model
 from lapo_cli.core.training.ppo import PPO
 from tests.reference.plain_models import PlainEncoder, PlainWorldModel, plain_normalize, plain_stage1_loss

@@ -25,8 +25,8 @@ from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.policy import LatentPolicy, Policy
 from lapo_cli.core.models.policy_targets.latent import LatentTarget
 from lapo_cli.core.models.world_model import WorldModel
-from lapo_cli.core.stages.idm import joint_loss
 from lapo_cli.core.training.agents import LatentAgent
+from lapo_cli.core.training.joint_loss import joint_loss
 from lapo_cli.core.training.networks import build_idm
 from lapo_cli.core.training.ppo import PPO
 from tests.benchmarks.timing import Line, interleaved, medians

@@ -13,9 +13,9 @@ from torch import Tensor
 from lapo_cli.core.config import DecoderConfig
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.models.policy import Decoder
-from lapo_cli.core.stages.offline import load_decoders
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.decoding import load_decoders
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]

@@ -29,7 +29,7 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.pipeline import Options, run_chain, run_stage
 from lapo_cli.core.progress import Silent
 from lapo_cli.core.run_dir import RunDir
-from lapo_cli.core.stages.idm import joint_loss
+from lapo_cli.core.training.joint_loss import joint_loss
 from lapo_cli.core.training.metrics import read_metrics
 from tests.core.tiny_config import TINY
 

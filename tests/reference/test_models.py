@@ -11,7 +11,7 @@ from lapo_cli.core.models.idm import InverseDynamicsModel
 from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.models.quantizers.vq import VectorQuantizer
 from lapo_cli.core.models.world_model import ConstantChannelConv, WorldModel
-from lapo_cli.core.stages.idm import joint_loss
+from lapo_cli.core.training.joint_loss import joint_loss
 from lapo_cli.core.training.networks import build_idm, build_world_model
 from tests.reference.plain_models import (
     PlainEncoder,
@@ -177,7 +177,7 @@ def test_the_loss_of_stage_1_and_its_gradients_are_the_plain_ones(size: int) -> 
 
 
 def test_weights_follow_the_local_error_and_keep_the_mean_weight() -> None:
-    from lapo_cli.core.stages.idm import error_weights
+    from lapo_cli.core.training.joint_loss import error_weights
 
     error = torch.full((1, 3, 32, 32), 1e-4)
     error[0, :, 10, 10] = 9e-2

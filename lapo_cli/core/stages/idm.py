@@ -4,11 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from lapo_cli.core import distributed
-from lapo_cli.core.compute import Compute
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore
 from lapo_cli.core.models.frames import normalize
@@ -17,6 +14,7 @@ from lapo_cli.core.models.world_model import WorldModel
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.fit import TrainingFrames, fit
+from lapo_cli.core.training.joint_loss import joint_loss
 from lapo_cli.core.training.latent_labels import gather_batches, labelled_pairs
 from lapo_cli.core.training.networks import IDM, IDM_NETWORK, build_idm, build_world_model, header
 from lapo_cli.core.training.no_quantizer import without_quantizer
@@ -24,49 +22,6 @@ from lapo_cli.core.training.probe import majority_accuracy, probe_accuracy, spli
 from lapo_cli.core.training.stage import STAGES, Stage, held_out_sample, stage_seed
 
 _CHANGED = 0.02  # of the range of a normalized pixel
-_LEAST_WEIGHT = 0.1  # of the mean
-
-
-def joint_loss(
-    idm: InverseDynamicsModel, world_model: WorldModel, frames: Tensor, compute: Compute, error_focus: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """mse(predicted o_{t+1}, o_{t+1}) + quantizer loss, and metrics to log.
-
-    Args:
-        frames: normalized windows (B, 3, 3, size, size).
-        error_focus: power in :func:`error_weights`; 0 is the paper's plain mean.
-    """
-    target = frames[:, 2]
-    with compute.autocast():
-        _, quantized = idm(frames)
-        prediction = world_model(frames[:, :2], quantized.latent)
-    error = (prediction.float() - target).square()
-    world_model_loss = error.mean()
-    weighted = (error * error_weights(error, error_focus)).mean() if error_focus else world_model_loss
-    loss = weighted + quantized.loss
-    metrics = {"losses/total": loss, "losses/world_model": world_model_loss, "losses/quantizer": quantized.loss}
-    if quantized.perplexity is not None:
-        metrics["quantizer/perplexity"] = quantized.perplexity
-    return loss, metrics
-
-
-@torch.no_grad()
-def error_weights(error: Tensor, power: float) -> Tensor:
-    """Weights (B, 1, size, size) that grow with the prediction's error at a pixel and its eight neighbours.
-
-    A mean over pixels is dominated by what is large and faintly wrong, such as a background that scrolls. A small agent
-    is badly wrong instead until the latent action says where it went: a focal loss (arXiv:1708.02002) for regression.
-
-    Args:
-        error: squared error (B, 3, size, size).
-        power: of the local mean squared error; 1 makes the loss about the fourth moment of the error.
-
-    Returns:
-        Weights whose mean is 1 over the whole batch, also where several processes have a share of it each.
-    """
-    local = F.avg_pool2d(error.mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False) ** power
-    weights = local + _LEAST_WEIGHT * distributed.mean(local.mean())
-    return weights / distributed.mean(weights.mean())
 
 
 def train(ctx: Context, stage: StageDir) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 
 from lapo_cli.core.data.batches import FrameLoader
-from lapo_cli.core.models.policy import DECODERS
-from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
+from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.agents import Act, OfflineAgent
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames, labelled_pairs
-from lapo_cli.core.training.networks import IDM, POLICY, actions_of, header, load_idm, load_policy
+from lapo_cli.core.training.networks import IDM, POLICY, header, load_idm, load_policy
 from lapo_cli.core.training.stage import STAGES, Stage, TrainedPolicy, held_out_sample, needs_actions
 
 _NAME = "offline"
@@ -37,30 +36,10 @@ def decode(ctx: Context, stage: StageDir) -> dict[str, Any]:
             with torch.no_grad():
                 hits = decoder(test_latents).argmax(1) == test_actions
             accuracy[str(count)] = hits.float().mean().item()
-            decoders[_module(count)] = decoder
+            decoders[decoding.weights_name(count)] = decoder
             task.update(number, accuracy=accuracy[str(count)])
     stage.save_weights(decoders, header(ctx, stage, decoder=ctx.config.offline.decoder))
     return {"test_accuracy": accuracy, "test_pairs": len(test_actions)}
-
-
-def _module(count: int) -> str:
-    return f"decoder_{count}"
-
-
-def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, torch.nn.Module]:
-    """The trained decoders of latent actions (B, la_dim) in the finished stage's folder: labels -> decoder.
-
-    Raises:
-        CorruptDataError: its weights are damaged.
-    """
-    counts = sorted(map(int, stage.require_done()["results"]["test_accuracy"]))
-    about = read_about(stage.path / WEIGHTS)
-    build = DECODERS[about.get("decoder", "mlp")]
-    decoders = {count: build(la_dim, actions_of(about)) for count in counts}
-    stage.load_weights({_module(count): decoder for count, decoder in decoders.items()})
-    for decoder in decoders.values():
-        ctx.compute.place(decoder)
-    return decoders
 
 
 def _policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
@@ -69,7 +48,7 @@ def _policies(ctx: Context, stage: StageDir) -> Iterator[TrainedPolicy]:
     @cache
     def agents() -> dict[int, OfflineAgent]:
         policy, idm = load_policy(ctx), load_idm(ctx)
-        decoders = load_decoders(ctx, stage, idm.quantizer.la_dim)
+        decoders = decoding.load_decoders(ctx, stage, idm.quantizer.la_dim)
         return {count: OfflineAgent(policy, decoder, ctx.compute) for count, decoder in decoders.items()}
 
     def load(count: int) -> Act:

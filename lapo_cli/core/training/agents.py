@@ -88,7 +88,7 @@ class DirectAgent(Agent):
         """See :meth:`Agent.forward`."""
         (frames,) = encoded
         with self._compute.autocast():
-            hidden = self.policy.hidden(self.policy.trunk(normalize(frames, self.policy.size))).relu()
+            hidden = self.policy.embed(normalize(frames, self.policy.size))
             return self.policy.head(hidden).float(), self.value(hidden).flatten().float()
 
     def parameter_groups(self, rate: Rate) -> list[ParameterGroup]:

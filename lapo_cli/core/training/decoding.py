@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lapo_cli.core.config import Config, DecoderConfig
-from lapo_cli.core.models.policy import Decoder
+from lapo_cli.core.models.policy import DECODERS, Decoder
+from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
+from lapo_cli.core.training.context import Context
+from lapo_cli.core.training.networks import actions_of
 
 # Small, so that biases follow how often actions occur; positive, so that an action without a label has a finite logit.
 _INTERCEPT_L2 = 0.1
@@ -106,3 +109,24 @@ def fit_to_labels(latents: Tensor, actions: Tensor, num_actions: int, config: Co
 def epochs_to_steps(epochs: int, pairs: int, config: DecoderConfig) -> int:
     """Updates that make ``epochs`` passes over ``pairs``."""
     return epochs * -(-pairs // config.batch_size)
+
+
+def weights_name(count: int) -> str:
+    """Of the decoder of so many labels, in the weights file of ``decode-offline``."""
+    return f"decoder_{count}"
+
+
+def load_decoders(ctx: Context, stage: StageDir, la_dim: int) -> dict[int, torch.nn.Module]:
+    """The trained decoders of latent actions (B, la_dim) in the finished stage's folder: labels -> decoder.
+
+    Raises:
+        CorruptDataError: its weights are damaged.
+    """
+    counts = sorted(map(int, stage.require_done()["results"]["test_accuracy"]))
+    about = read_about(stage.path / WEIGHTS)
+    build = DECODERS[about.get("decoder", "mlp")]
+    decoders = {count: build(la_dim, actions_of(about)) for count in counts}
+    stage.load_weights({weights_name(count): decoder for count, decoder in decoders.items()})
+    for decoder in decoders.values():
+        ctx.compute.place(decoder)
+    return decoders
