@@ -1,8 +1,9 @@
-"""Take a run's results into the package and the README: ``python -m tests.results RUN_DIR COMMIT``.
+"""Take a run of quick into the package and the README: ``python -m tests.results RUN_DIR COMMIT``.
 
-They replace those of the same games, whatever seeds these had; other games keep theirs. A supervised inverse dynamics
-model that the run did not train is kept, since nothing but stage 1's settings and the data changes it.
-``lapo evaluate RUN_DIR`` has to have made its summary. COMMIT is that of the code that trained it.
+Its results replace those of the same games, whatever seeds these had; other games keep theirs. The run has to have BC
+(``--set extra_stages=[relabel,online-relabel,bc]``) and the summary of ``lapo evaluate RUN_DIR``; COMMIT is that of the
+code that trained it. A supervised inverse dynamics model that it lacks is kept from earlier results: it depends on the
+data and on stage 1's settings alone.
 """
 
 import argparse
@@ -13,39 +14,41 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from lapo_cli.core.config import Config
 from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.evaluation.summary import ALL_GAMES
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training.networks import IDM, SUPERVISED_IDM
+from lapo_cli.core.training.stage import STAGES, Stage, sections_of
 
 _Row = Mapping[str, Any]
 
 README = Path(__file__).parents[1] / "README.md"
 FOLDER = Path(__file__).parents[1] / "lapo_cli" / "results"
 
+_DEMONSTRATIONS = "demonstrations (expert)"
+_BC = "BC on all true labels"
 _SHOWN: dict[tuple[str, int | None], str] = {
     ("random policy", None): "random",
-    ("demonstrations (expert)", None): "demonstrations",
+    (_DEMONSTRATIONS, None): "demonstrations",
     ("LAPO decoded offline", 16): "decoded, 16 labels",
     ("LAPO decoded offline", 256): "decoded, 256",
     ("LAPO relabelled and cloned", 16): "cloned, 16",
     ("LAPO relabelled and cloned", 256): "cloned, 256",
-    ("BC on all true labels", None): "BC",
+    (_BC, None): "BC",
     ("LAPO fine-tuned online", None): "online",
     ("LAPO relabelled online, then PPO", None): "relabelled online",
     ("PPO from scratch", None): "scratch",
 }
-_PLAYED = [key for key in _SHOWN if key[0] != "demonstrations (expert)"]
+_PLAYED = [key for key in _SHOWN if key[0] != _DEMONSTRATIONS]
 _PROBE = "probe (untrained, supervised)"
 
 
 def collect(run: RunDir, commit: str) -> dict[str, Any]:
     """The summary of a run without its prose, with what made it and the accuracies of its probes."""
     summary = json.loads((run.path / "summary.json").read_text())
-    preset = load_config(run.preset)
-    assert run.config.model_copy(update={"extra_stages": preset.extra_stages}) == preset, "not the preset alone"
-    assert summary["failures"] == []
     trained = {game: list(seeds) for game, seeds in groupby(run.seed_dirs(), lambda of: of.game)}
+    _check(summary, trained, load_config(run.preset))
     return {
         "lapo_version": summary["lapo_version"],
         "preset": run.preset,
@@ -54,11 +57,27 @@ def collect(run: RunDir, commit: str) -> dict[str, Any]:
             for game, seeds in trained.items()
         },
         "interval": summary["interval"],
-        "rows": _without(summary["rows"], {ALL_GAMES}),
-        "by_seed": summary["by_seed"],
+        "rows": _plain(_without(summary["rows"], {ALL_GAMES})),
+        "by_seed": {seed: _plain(rows) for seed, rows in summary["by_seed"].items()},
         "failures": [],
         "probes": {game: {str(of.seed): _probe(of) for of in seeds} for game, seeds in trained.items()},
     }
+
+
+def _check(summary: Mapping[str, Any], trained: Mapping[str, list[SeedDir]], preset: Config) -> None:
+    """The summary is of all that was trained, and all of it by the preset."""
+    assert summary["failures"] == []
+    found = {(row["game"], int(seed)) for seed, rows in summary["by_seed"].items() for row in rows}
+    assert found == {(game, of.seed) for game, seeds in trained.items() for of in seeds}
+    for row in _without(summary["rows"], {ALL_GAMES}):
+        if row["method"] != _DEMONSTRATIONS:
+            assert row["seeds"] == len(trained[row["game"]]), row
+            assert row["episodes"] == row["seeds"] * preset.evaluation.episodes, row
+    for game, seeds in trained.items():
+        assert {row["method"] for row in summary["rows"] if row["game"] == game} == {method for method, _ in _SHOWN}
+        for stage, folder in ((stage, of.stage(stage.name)) for of in seeds for stage in _stages(of)):
+            config = stage.configure(preset).model_dump(mode="json")
+            assert folder.read_config()["config"] == sections_of(stage, config), folder.path
 
 
 def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,22 +88,27 @@ def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
             kept = old["probes"].get(game, {}).get(seed, {}).get("supervised")
             if probe["supervised"] is None and kept is not None:
                 probe["supervised"] = kept
-                new["made"][game]["seeds"][seed]["supervised"] = old["made"][game]["seeds"][seed]
+                made = old["made"][game]["seeds"][seed]
+                new["made"][game]["seeds"][seed]["supervised"] = made.get("supervised", made)
     return {
         **new,
         **{name: dict(sorted({**old[name], **new[name]}.items())) for name in ("made", "probes")},
         "rows": _sorted([*_without(old["rows"], games), *new["rows"]]),
         "by_seed": {
             seed: _sorted([*_without(old["by_seed"].get(seed, []), games), *new["by_seed"].get(seed, [])])
-            for seed in sorted({*old["by_seed"], *new["by_seed"]})
+            for seed in sorted({*old["by_seed"], *new["by_seed"]}, key=int)
         },
     }
 
 
 def tables(content: Mapping[str, Any]) -> dict[str, str]:
-    """Name of a table of the README -> its lines; a game whose settings are not the preset's has a star."""
+    """Name of a table of the README -> its lines.
+
+    Games that were not made by the preset as it is have a star, and so has the mean over such games.
+    """
     rows, probes = content["rows"], content["probes"]
-    titles = {game: game + "*" * bool(made["overrides"]) for game, made in content["made"].items()}
+    titles = {game: game + "*" * (made["overrides"] != []) for game, made in content["made"].items()}
+    mean = "mean" + "*" * (titles.keys() != set(titles.values()))
     games = [
         [titles[game], ", ".join(of_game), *_returns(rows, game, _SHOWN), _accuracies(of_game.values())]
         for game, of_game in probes.items()
@@ -96,7 +120,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, str]:
         if len(of_game) > 1
     ]
     return {
-        "quick": _table(["game", "seeds", *_SHOWN.values(), _PROBE], [*games, ["mean", "", *_means(rows), ""]]),
+        "quick": _table(["game", "seeds", *_SHOWN.values(), _PROBE], [*games, [mean, "", *_means(rows), ""]]),
         "seeds": _table(["game", "seed", *(_SHOWN[key] for key in _PLAYED), _PROBE], seeds),
     }
 
@@ -108,18 +132,38 @@ def shown(readme: str, name: str) -> str:
     return found[1]
 
 
+def with_results(readme: str, content: Mapping[str, Any]) -> str:
+    """The README with these tables, and with the shares of BC in the table of demonstrations."""
+    demos = shown(readme, "demos").splitlines()
+    shares = {row["game"]: row["share"] for row in content["rows"] if row["method"] == _BC}
+    cells = [line.rsplit("|", 2) for line in demos]
+    lines = [*demos[:2], *(f"{start}| {shares[start.split()[1]]:z.2f} |" for start, _, _ in cells[2:])]
+    made = {**tables(content), "demos": "".join(f"{line}\n" for line in lines)}
+    for name, table in made.items():
+        readme = readme.replace(shown(readme, name), table)
+    return readme
+
+
 def _without(rows: Iterable[_Row], games: Collection[str]) -> list[_Row]:
     return [row for row in rows if row["game"] not in games]
+
+
+def _plain(rows: Iterable[_Row]) -> list[_Row]:
+    """Without the results of earlier runs and what the table makes of the other columns."""
+    return [{name: value for name, value in row.items() if name not in ("reference", "policy")} for row in rows]
 
 
 def _sorted(rows: Iterable[_Row]) -> list[_Row]:
     return sorted(rows, key=lambda row: str(row["game"]))  # Stable, so that policies keep their order.
 
 
+def _stages(trained: SeedDir) -> list[Stage]:
+    return [stage for stage in STAGES.values() if trained.stage(stage.name).done() is not None]
+
+
 def _made(trained: SeedDir, commit: str) -> dict[str, Any]:
-    stages = [trained.stage(done.parent.name).read_config() for done in trained.path.glob("*/done.json")]
-    devices = sorted({stage["device"] for stage in stages if stage["device"]})
-    return {"commit": commit, "device": ", ".join(devices), "data": trained.stage(IDM).read_config()["inputs"]}
+    devices = sorted({trained.stage(stage.name).read_config()["device"] for stage in _stages(trained)})
+    return {"commit": commit, "device": "; ".join(devices), "data": trained.stage(IDM).read_config()["inputs"]}
 
 
 def _probe(trained: SeedDir) -> dict[str, float | None]:
@@ -174,13 +218,12 @@ def main() -> None:
     parser.add_argument("commit", help="40 hexadecimal digits")
     arguments = parser.parse_args()
     run = RunDir.open(arguments.run_dir)
+    assert run.preset == "quick"
+    assert re.fullmatch("[0-9a-f]{40}", arguments.commit)
     file = FOLDER / f"{run.preset}.json"
     content = merged(collect(run, arguments.commit), json.loads(file.read_text()))
     file.write_text(json.dumps(content, indent=1) + "\n")
-    readme = README.read_text()
-    for name, table in tables(content).items():
-        readme = readme.replace(shown(readme, name), table)
-    README.write_text(readme)
+    README.write_text(with_results(README.read_text(), content))
 
 
 if __name__ == "__main__":

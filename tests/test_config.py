@@ -62,7 +62,7 @@ def test_a_mapping_sets_the_keys_of_a_section() -> None:
         ("stage1.lrr=1", "There is no configuration key 'stage1.lrr': did you mean 'stage1.lr'?"),
         ("stag1.lr=1", "There is no configuration key 'stag1': did you mean 'stage1"),
         ("lr=1", "There is no configuration key 'lr': did you mean 'stage1.lr' or 'stage2.lr' or"),
-        ("stage1.learning_rate=1", "'stage1' has the keys steps, lr, lr_start"),
+        ("stage1.learning_rate=1", "'stage1' has the keys steps, batch_size, lr, lr_start"),
         ("plugins=3", "Configuration key 'plugins' has the invalid value 3: it is a section, so set keys in it."),
         ("online.hidden.peak=1", "peak (1) must not come before start (50000)"),
         ("online.ppo.minibatches=4096", "leaves fewer than two of the rollout's 4096 steps for each"),

@@ -152,7 +152,10 @@ class ScheduledConfig(Section):
     warmup: int
     eval_every: int
     weight_decay: float = Field(
-        0.01, ge=0, le=10, description="Weight decay of the optimizer, times the learning rate."
+        0.01,
+        ge=0,
+        le=10,
+        description="Fraction, times the learning rate, by which weights shrink in an update.",
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
@@ -276,8 +279,8 @@ class RelabelConfig(Section):
     )
     idm_network: Literal["stage1", Trunk] = Field(
         "stage1",
-        description="Online variant: that model is stage1's, fine-tuned, or one of this trunk "
-        "from random weights, which has the policy's scale and sees what the policy sees.",
+        description="Online variant: that model is stage1's, fine-tuned, or one of the trunk "
+        "impala or compact from random weights, which has the policy's scale and sees what the policy sees.",
     )
     play_temperature: float = Field(
         1.0,

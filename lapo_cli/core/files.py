@@ -216,7 +216,7 @@ def exclusive(lock_file: Path, error: LapoError, wait: Progress | None = None) -
 
 @contextmanager
 def exclusive_of_workers(lock_file: Path, error: LapoError, wait: Progress | None = None) -> Iterator[None]:
-    """:func:`exclusive`, once no lock of this name and ``-`` is held: workers may outlive a killed process."""
+    """:func:`exclusive`, once no lock is held that has this name and ``-`` before its own: workers may outlive it."""
     with exclusive(lock_file, error, wait):
         for worker in lock_file.parent.glob(f"{glob.escape(lock_file.name)}-*"):
             with exclusive(worker, error, wait):

@@ -262,7 +262,12 @@ def load_weights(file: Path, modules: Mapping[str, torch.nn.Module]) -> None:
             mine = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
             if not all(value.isfinite().all() for value in mine.values()):
                 raise ValueError("not finite")
-            module.load_state_dict(mine)
+            try:
+                module.load_state_dict(mine)
+            except RuntimeError as error:
+                raise CorruptDataError(
+                    f"The weights {file} do not fit the networks of this version of lapo: {_AGAIN}."
+                ) from error
     except (OSError, safetensors.SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise CorruptDataError(f"The weights {file} are missing or damaged: {_AGAIN}.") from error
 

@@ -15,7 +15,6 @@ from lapo_cli.core.config_loading import load_config
 from lapo_cli.core.models.policy import Decoder
 from lapo_cli.core.training import decoding
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.decoding import load_decoders
 from tests.core.tiny_config import run
 
 MakeContext = Callable[..., Context]
@@ -105,7 +104,7 @@ def test_offline_decoders_are_of_the_configured_kind_and_read_as_they_were_saved
     stage = ctx.seed_dir.stage("offline")
     saved = safetensors.torch.load_file(stage.path / "model.safetensors")
     assert len(saved) == 2 * (8 if kind == "mlp" else 2)
-    decoders = load_decoders(ctx, stage, ctx.config.model.quantizer.la_dim)
+    decoders = decoding.load_decoders(ctx, stage, ctx.config.model.quantizer.la_dim)
     assert sorted(decoders) == [4, 64]
     assert set(result.results["test_accuracy"]) == {"4", "64"}
     for count, decoder in decoders.items():

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lapo_cli.core.config import Stage2Config
+from lapo_cli.core.models.policy import Policy
 from lapo_cli.core.training.optimizers import Muon, build_optimizer, orthogonalized
 
 
@@ -38,7 +39,7 @@ def test_matrices_orthogonalized_together_are_those_orthogonalized_alone():
 
 
 class Network(nn.Module):
-    """Of every kind of layer one."""
+    """One layer of every kind."""
 
     def __init__(self):
         super().__init__()
@@ -94,6 +95,15 @@ def test_a_resumed_muon_goes_on_exactly():
     train(net, again, 5, seed=2)
     for a, b in zip(unbroken.parameters(), net.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_muon_moves_the_hidden_layers_of_a_policy_and_not_its_first_and_last():
+    policy = Policy(1, 16, 5, "compact")
+    _, hidden = build_optimizer([policy], Stage2Config(optimizer="muon")).param_groups
+    moved = {name for name, p in policy.named_parameters() if any(p is of for of in hidden["params"])}
+    assert "hidden.weight" in moved
+    assert len(moved) == 1 + 8  # and the convolutions but the first
+    assert moved.isdisjoint({"trunk.convs.0.weight", "trunk.norm.weight", "head.weight"})
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("muon", Muon)])

@@ -8,17 +8,13 @@ import pytest
 
 from lapo_cli.core.config_loading import load_config, presets
 from lapo_cli.core.envs.base import ENVIRONMENTS
+from lapo_cli.core.evaluation import reference
 from lapo_cli.core.evaluation.reference import reference_returns, with_references
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Row, Summary
 from lapo_cli.core.run_dir import RunDir
 from tests import results
 
 BUNDLED = [file for file in resources.files("lapo_cli").joinpath("results").iterdir() if file.name.endswith(".json")]
-
-
-def _made() -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(resources.files("lapo_cli").joinpath("results", "quick.json").read_text())["made"]
-    return made
 
 
 @pytest.mark.parametrize("file", BUNDLED, ids=lambda file: file.name)
@@ -29,7 +25,7 @@ def test_bundled_results_say_what_made_them(file):
     games = {row["game"] for row in content["rows"]} - {ALL_GAMES}
     assert games == content["made"].keys()
     for game, made in content["made"].items():
-        load_config(content["preset"], overrides=made["overrides"])
+        load_config(content["preset"], overrides=made["overrides"] or [])
         for seed, training in made["seeds"].items():
             assert len(training["commit"]) == 40
             assert training["device"]
@@ -39,13 +35,19 @@ def test_bundled_results_say_what_made_them(file):
     assert all(seed.isdigit() for seed in content["by_seed"])
 
 
-def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path):
-    config = load_config("quick", overrides=_made()["jumper"]["overrides"])
+def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    games: dict[str, list[str] | None] = {"jumper": ["stage1.steps=10"], "heist": [], "maze": None}
+    rows = [{**_row(game, "random policy", 0.0), "env_steps": None, "mean": 3.5} for game in games]
+    content = {"rows": rows, "made": {game: {"overrides": overrides} for game, overrides in games.items()}}
+    monkeypatch.setattr(reference, "_results", lambda preset: content)
+    config = load_config("quick", overrides=["stage1.steps=10"])
     known = reference_returns(RunDir(tmp_path, config, "quick"))
-    assert 2.0 < known["jumper", "random policy", None, None] < 4.0
+    assert known == {("jumper", "random policy", None, None): 3.5}
+    of_preset = reference_returns(RunDir(tmp_path, load_config("quick"), "quick"))
+    assert of_preset == {("heist", "random policy", None, None): 3.5}
     row = Row("jumper", "random policy", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
     shown = with_references(Summary([row], {}, [], [], tmp_path), RunDir(tmp_path, config, "quick"))
-    assert [of.reference for of in shown.rows] == [known["jumper", "random policy", None, None]]
+    assert [of.reference for of in shown.rows] == [3.5]
     harmless = config.model_copy(update={"checkpoint_seconds": 1.0})
     assert reference_returns(RunDir(tmp_path, harmless, "quick")) == known
 
@@ -70,9 +72,7 @@ def test_the_table_has_the_column_only_where_there_is_one(tmp_path: Path):
 
 def test_the_readme_shows_the_results_that_the_package_holds():
     readme = results.README.read_text()
-    content = json.loads((results.FOLDER / "quick.json").read_text())
-    for name, table in results.tables(content).items():
-        assert results.shown(readme, name) == table
+    assert results.with_results(readme, json.loads((results.FOLDER / "quick.json").read_text())) == readme
 
 
 def _row(game: str, method: str, normalized: float) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_means_of_the_table_are_of_all_games_and_a_game_counts_1_at_most():
     assert lines[2:] == [
         "| maze | 0, 1 | 0.10 | - | - | - | - | - | 0.50 | - | - | 3.00 | 0.50 (0.50, 1.00) |",
         "| heist* | 0 | 0.10 | - | - | - | - | - | - | - | - | 0.40 | 0.75 (0.50, -) |",
-        "| mean | | 0.10 | - | - | - | - | - | - | - | - | 0.70 | |",
+        "| mean* | | 0.10 | - | - | - | - | - | - | - | - | 0.70 | |",
     ]
     assert [line.split(" | ")[:3] for line in made["seeds"].splitlines()[2:]] == [
         ["| maze", "0", "0.10"],
@@ -133,3 +133,5 @@ def test_results_replace_those_of_their_games_alone():
     # The supervised model of the same game and seed is still true.
     assert found["probes"]["maze"] == {"0": {"supervised": 0.8}}
     assert found["made"]["maze"] == {"seeds": {"0": {"commit": "0.2", "supervised": {"commit": "0.1"}}}}
+    again = results.merged(content({"maze": ["0"]}, 0.3), found)
+    assert again["made"]["maze"] == {"seeds": {"0": {"commit": "0.3", "supervised": {"commit": "0.1"}}}}

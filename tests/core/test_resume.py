@@ -31,6 +31,9 @@ _LONG = (
     "stage2.batch_size=4",
     "stage2.eval_every=100",
     "stage2.lookahead=3",
+    "stage2.optimizer=muon",
+    "stage2.target.standardize=true",
+    "model.policy_trunk=compact",
 )
 
 

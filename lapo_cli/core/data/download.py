@@ -90,7 +90,7 @@ def plan_import(
     fresh: bool = False,
     splits: Sequence[Split] = SPLITS,
 ) -> Plan:
-    """Get demonstrations by an importer that is made already.
+    """As :func:`plan`, for an importer that is made already.
 
     Raises:
         MissingInputError, UsageError, CorruptDataError: the request does not fit what there is.

@@ -1,7 +1,8 @@
 """What the presets gave when the maintainers of lapo ran them, to be shown beside a person's own results.
 
 ``lapo_cli/results/PRESET.json`` is a summary made of the ``summary.json`` of several runs, with what made the rows of
-each game: commit, device, and the overrides of today's preset that give the configuration that was run.
+each game: commit, device, and the overrides of today's preset that give the configuration that was run, or None where
+today's code cannot be configured so.
 """
 
 import json
@@ -31,7 +32,7 @@ def reference_returns(run: RunDir) -> dict[tuple[str, *Key], float]:
     same = {
         game
         for game, made in content["made"].items()
-        if _method(load_config(run.preset, overrides=made["overrides"])) == method
+        if made["overrides"] is not None and _method(load_config(run.preset, overrides=made["overrides"])) == method
     }
     return {
         (row["game"], row["method"], row["labels"], row["env_steps"]): row["mean"]

@@ -23,7 +23,8 @@ class Trunk(nn.Module):
     """Convolutions that reduce an image to an eighth of its size, and the features that they make of it.
 
     Args:
-        convs: the layers; they output ``channels`` channels.
+        convs: the layers.
+        channels: that they give.
         size: pixels per side of the input.
     """
 

@@ -84,7 +84,7 @@ def value_head() -> nn.Linear:
 
 
 def zeroed(head: nn.Linear) -> nn.Linear:
-    """A head, zero-initialized: the action head of the RL branch."""
+    """The given head with all its weights set to zero: the action head of the RL branch."""
     with torch.no_grad():
         head.weight.zero_()
         head.bias.zero_()

@@ -173,10 +173,8 @@ def stage_rows(run: RunResults) -> Iterator[StageRow]:
             rate = "-" if not seconds else f"{stage.steps / seconds:,.1f}"
             device = " ".join(str(about[name]) for name in ("device", "precision") if about.get(name))
             versions = f"lapo {about.get('lapo_version', '?')}, torch {about.get('torch_version', '?')}"
-            steps, time = (
-                (f"{stage.steps:,}" if stage.steps else "-"),
-                ("-" if seconds is None else clock_time(seconds)),
-            )
+            steps = f"{stage.steps:,}" if stage.steps else "-"
+            time = "-" if seconds is None else clock_time(seconds)
             yield StageRow(run.name, seed.game, seed.seed, stage.label, stage.done, steps, time, rate, device, versions)
 
 

@@ -61,7 +61,7 @@ class Agent(nn.Module, ABC):
 
 
 class DirectAgent(Agent):
-    """A fresh policy, trained whole: the encoding is the frame itself.
+    """A policy that gives true actions directly, trained whole: the encoding is the frame itself.
 
     Args:
         scale: k of the trunk.
@@ -143,7 +143,7 @@ class LatentAgent(Agent):
 
 
 class ClonedAgent(Agent):
-    """A cloned policy whose convolutions are frozen: PPO continues with its last layers.
+    """A cloned policy whose trunk is frozen: PPO continues with its last layers.
 
     Its weights are named as those of :class:`DirectAgent`, which acts in the same way.
 

@@ -53,7 +53,7 @@ def true_targets(actions: NDArray[np.uint8], windows: NDArray[np.int64], num_act
 
 
 def with_true_actions(targets: Targets, store: FrameStore, labelled: NDArray[np.int64]) -> Targets:
-    """These targets, with the true actions of the ``labelled`` frames (L,), which are among them, for guesses."""
+    """These targets, with the true actions in place of guesses at the ``labelled`` frames (L,) among them."""
     assert store.actions is not None
     known = true_targets(store.actions, labelled, targets.actions.shape[1])
     actions = targets.actions.copy()

@@ -112,7 +112,7 @@ def epochs_to_steps(epochs: int, pairs: int, config: DecoderConfig) -> int:
 
 
 def weights_name(count: int) -> str:
-    """Of the decoder of so many labels, in the weights file of ``decode-offline``."""
+    """The name that the decoder of so many labels has in the weights file of ``decode-offline``."""
     return f"decoder_{count}"
 
 

@@ -52,7 +52,7 @@ class Imitation(nn.Module):
         compute.place(self)
 
     def forward(self, frames: Tensor, centres: NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the present frames and half the mean of the next frames', and of the present ones to log.
+        """What is to be minimized: the present frames' loss and half the mean of the next ones'; the former, to log.
 
         Args:
             frames: the present ones, (B, 1, H, W, 3) uint8.

@@ -74,7 +74,9 @@ class Muon(torch.optim.AdamW):
 
 
 def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
-    return name.endswith("hidden.weight") or (parameter.ndim == 4 and parameter.shape[1] >= _HIDDEN_CHANNELS)
+    return name.split(".")[-2:] == ["hidden", "weight"] or (
+        parameter.ndim == 4 and parameter.shape[1] >= _HIDDEN_CHANNELS
+    )
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class TrainedPolicy:
-    """A policy that can be evaluated.
+    """A policy that can be evaluated; those of one stage differ in ``labels`` or ``env_steps``.
 
     Attributes:
         name: of its file among the evaluations.
