@@ -69,8 +69,8 @@ Serial = Annotated[
     bool,
     typer.Option(
         "--serial",
-        help="Run the stages of a game that no other stage needs one after another too. By default they run in "
-        "parallel on a CPU, one for each thread, which takes more memory.",
+        help="Run the stages of a game one after another. By default those that do not need one another run in "
+        "parallel on a CPU, at most one for each thread, which takes more memory.",
     ),
 ]
 Baselines = Annotated[

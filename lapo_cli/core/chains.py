@@ -40,8 +40,8 @@ class Options:
         fresh: start stages over instead of resuming or skipping them.
         wandb: log to Weights & Biases too.
         jobs: games and seeds side by side; None for what suits the launcher.
-        side_by_side: on a CPU, run the last stages of a game and seed, which no other stage needs, in processes of
-            their own, one for each thread. These know built-in stages and those of plugins, and no others.
+        side_by_side: on a CPU, run the stages of a game and seed that do not need one another in processes of their
+            own, one for each thread. These know built-in stages and those of plugins, and no others.
         launcher: what runs them, by its name in :data:`LAUNCHERS`.
         launcher_settings: its settings, as ``KEY=VALUE`` words.
         scratch: a folder on a disk of the machine that computes, to which stores are copied; None for none.
@@ -172,49 +172,46 @@ class Chain:
                     included.append(stage)
                 else:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} is left out, since {reason}.")
-            last = last_stages(included) if workers > 1 else []
             waiting: list[Stage] = []
             for stage in included:
-                if stage in last and not _is_finished(ctx, stage):
+                again = any(earlier.name in stage.requires for earlier in waiting)
+                if workers > 1 and (again or not _is_finished(ctx, stage)):
                     waiting.append(stage)
                     continue
-                if waiting and stage not in last:  # Or what comes later could keep them from being run at all.
-                    results |= self._run_branches(ctx, waiting, workers)
-                    waiting = []
                 work = partial(stages.run_stage, ctx, stage)
                 results[stage.name] = work() if stage.parallel else distributed.on_main(work)
                 if results[stage.name].skipped:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
-            if waiting:
-                results |= self._run_branches(ctx, waiting, workers)
+            results |= self._run_side_by_side(ctx, waiting, workers)
             distributed.on_main(lambda: _evaluate(ctx))
         return [results[stage.name] for stage in included]
 
     def _workers(self, ctx: Context) -> int:
-        """How many processes may share the last stages.
+        """How many processes may share the stages.
 
         On a CPU one for each thread: a second thread saves a training of small networks a fifth of its time at most.
         """
         alone = not self.options.side_by_side or ctx.compute.is_cuda or distributed.world_size() > 1
         return 1 if alone else torch.get_num_threads()
 
-    def _run_branches(self, ctx: Context, waiting: list[Stage], workers: int) -> dict[str, StageResult]:
-        """Run and evaluate last stages side by side.
+    def _run_side_by_side(self, ctx: Context, waiting: list[Stage], workers: int) -> dict[str, StageResult]:
+        """Run stages in processes of their own, each as soon as those that it needs are done, and evaluate them there.
 
         Raises:
-            Exception: what the first of those in ``waiting`` failed with that did; the others are finished by then.
+            Exception: what the first of those in ``waiting`` failed with that did; those that do not need it are
+                finished by then.
         """
         of = replace(self, options=replace(self.options, data_dir=ctx.data_dir))
-        branches = [Branch(of, stage.name) for stage in waiting]
-        devices = [str(ctx.compute.device)] * min(workers, len(branches))
+        works = [StageWork(of, stage.name) for stage in waiting]
+        devices = [str(ctx.compute.device)] * max(1, min(workers, len(last_stages(waiting))))
         errors = {}
-        for branch, error in side_by_side(branches, devices, ctx.progress):
+        for work, error in side_by_side(works, devices, ctx.progress, StageWork.after):
             if error is not None:
-                errors[branch.stage] = error
-                ctx.progress.log(f"{branch.title} stopped: {what_stopped(error)}")
-        for branch in branches:
-            if branch.stage in errors:
-                raise errors[branch.stage]
+                errors[work.stage] = error
+                ctx.progress.log(f"{work.title} stopped: {what_stopped(error)}")
+        for work in works:
+            if work.stage in errors:
+                raise errors[work.stage]
         return {stage.name: replace(stages.run_stage(ctx, stage), skipped=False) for stage in waiting}
 
     def _get_data(self, workers: int, progress: Progress) -> None:
@@ -248,8 +245,8 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A last stage of a chain and the evaluation of its policies, as work for a process.
+class StageWork:
+    """A stage of a chain and the evaluation of its policies, as work for a process.
 
     The process that starts it holds the lock of the game and seed.
     """
@@ -261,6 +258,10 @@ class Branch:
     def title(self) -> str:
         """Game, seed and stage."""
         return f"{self.chain.title} {self.stage}"
+
+    def after(self) -> list[str]:
+        """Titles of the work that it needs."""
+        return [f"{self.chain.title} {name}" for name in STAGES.get(self.stage).requires]
 
     def __call__(self, device: str, progress: Progress) -> None:
         """See :class:`Work`."""
@@ -274,7 +275,7 @@ class Branch:
 
 
 def last_stages(included: list[Stage]) -> list[Stage]:
-    """The stages that no other one needs, so that they can be run side by side."""
+    """The stages that no other one needs: no more than these can be run at a time."""
     needed = {name for stage in included for name in stage.requires}
     return [stage for stage in included if stage.name not in needed]
 

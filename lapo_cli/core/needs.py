@@ -29,7 +29,7 @@ def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int 
         stages: what will be run.
         stores: how many copies of the game's train frames will be made.
         devices: how many processes train, each on its share of a batch.
-        workers: how many processes run the last stages, started by one that keeps what it has taken.
+        workers: how many processes run stages at a time, started by one that waits for them.
     """
     parameters, kept = _sizes(config.model)
     process = _PROCESS_BYTES + parameters * _BYTES_PER_PARAMETER
@@ -37,8 +37,8 @@ def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int 
     frame_bytes = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
     play = frame_bytes * max((stage.kept_frames(config) for stage in stages), default=0)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
-    # No training of a worker is larger than that of stage 1; what that took its process keeps.
-    memory = devices * process + max(batch, play) if workers == 1 else (1 + workers) * (process + batch) + play
+    # No training of a worker is larger than that of stage 1.
+    memory = devices * process + max(batch, play) if workers == 1 else process + workers * (process + batch) + play
     return Needs(
         disk=stores * config.data.max_frames * frame_bytes + latents + 3 * 4 * parameters,
         memory=memory,

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -46,59 +46,97 @@ _W = TypeVar("_W", bound=Work)
 
 
 def side_by_side(
-    works: Sequence[_W], devices: Sequence[str], progress: Progress
+    works: Sequence[_W],
+    devices: Sequence[str],
+    progress: Progress,
+    after: Callable[[_W], Collection[str]] = lambda work: (),
 ) -> Iterator[tuple[_W, Exception | None]]:
-    """Do all of it, as many at a time as there are devices; what fails stops nothing else.
+    """Do all of it, as many pieces at a time as there are devices; what fails stops nothing that does not need it.
 
-    With one device in this process, else in processes that have an equal share of this one's threads each. When the
-    iterator is closed, or KeyboardInterrupt is raised in it, what is under way is stopped and gets the time to write a
-    checkpoint.
+    With one device in this process, else in processes of their own, which divide this one's threads: those that are
+    started together get equal shares of what is free. When the iterator is closed, or KeyboardInterrupt is raised in
+    it, what is under way is stopped and gets the time to write a checkpoint.
 
     Args:
-        works: what is to be done; other processes load :func:`lapo_cli.core.plugins.loaded_plugins` before.
+        works: what is to be done, a piece after those that it needs; other processes load
+            :func:`lapo_cli.core.plugins.loaded_plugins` before.
         devices: for each that is done at a time; the same one may be named again.
         progress: to which all of it reports.
+        after: titles of the pieces that a piece needs. It is not done if one of them fails.
 
     Yields:
         Each piece as it ends, and what it failed with, or None.
     """
-    if len(devices) == 1:
-        yield from _one_by_one(works, devices[0], progress)
-    else:
-        yield from _in_processes(works, devices, progress)
+    ends = _one_by_one if len(devices) == 1 else _in_processes
+    yield from ends(_Queue(works, after), devices, progress)
 
 
-def _one_by_one(works: Sequence[_W], device: str, progress: Progress) -> Iterator[tuple[_W, Exception | None]]:
-    for work in works:
+class _Queue(Generic[_W]):
+    """Pieces that are still to be started."""
+
+    def __init__(self, works: Sequence[_W], after: Callable[[_W], Collection[str]]) -> None:
+        self._waiting = list(works)
+        self._after = after
+        self._unfinished = {work.title for work in works}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self, most: int) -> list[_W]:
+        """The first of those whose needs are met; no longer waiting then."""
+        ready = [work for work in self._waiting if self._unfinished.isdisjoint(self._after(work))][:most]
+        self._waiting = [work for work in self._waiting if work not in ready]
+        return ready
+
+    def end(self, work: _W, error: Exception | None) -> None:
+        """Note that a piece has ended; those that need one that failed are dropped."""
+        if error is None:
+            self._unfinished.discard(work.title)
+            return
+        failed = {work.title}
+        for other in list(self._waiting):
+            if not failed.isdisjoint(self._after(other)):
+                failed.add(other.title)
+                self._waiting.remove(other)
+
+
+def _one_by_one(works: _Queue[_W], devices: Sequence[str], progress: Progress) -> Iterator[tuple[_W, Exception | None]]:
+    while works:
+        (work,) = works.take(1)
         error = None
         try:
-            work(device, progress)
+            work(devices[0], progress)
         except Exception as caught:
             error = caught
+        works.end(work, error)
         yield work, error
 
 
 def _in_processes(
-    works: Sequence[_W], devices: Sequence[str], progress: Progress
+    works: _Queue[_W], devices: Sequence[str], progress: Progress
 ) -> Iterator[tuple[_W, Exception | None]]:
     import torch  # Late, because it is slow to load and the command line lists launchers.
 
-    threads = max(1, torch.get_num_threads() // len(devices))
-    waiting, free = deque(works), deque(devices)
+    free, threads = deque(devices), torch.get_num_threads()
     working: dict[Connection, _Worker[_W]] = {}
     resource_tracker.ensure_running()  # Else it is started with the first process, and ends the postponement below.
     try:
-        while waiting or working:
-            while waiting and free:
+        while works or working:
+            ready = works.take(len(free))
+            share = max(1, threads // max(1, len(ready)))
+            for work in ready:
                 with postponed():  # Else one that comes before the worker is noted would leave it behind.
-                    worker = _Worker(waiting.popleft(), free.popleft(), threads, progress)
+                    worker = _Worker(work, free.popleft(), share, progress)
                     working[worker.events] = worker
+                threads -= share
             for events in wait(list(working), _POLL_SECONDS):
                 assert isinstance(events, Connection)
                 worker = working[events]
                 if not worker.receive():
                     del working[events]
                     free.append(worker.device)
+                    threads += worker.threads
+                    works.end(worker.work, worker.outcome)
                     yield worker.work, worker.outcome
     finally:
         _stop(list(working.values()))
@@ -108,12 +146,13 @@ class _Worker(Generic[_W]):
     """A process with its work, as the process that started it sees it.
 
     Attributes:
+        threads: how many it has.
         events: what it sends; at its end when the process has ended.
         outcome: what it failed with, or None; valid once the process has ended.
     """
 
     def __init__(self, work: _W, device: str, threads: int, progress: Progress) -> None:
-        self.work, self.device = work, device
+        self.work, self.device, self.threads = work, device, threads
         self.replay = Replay(progress)
         self.outcome: Exception | None = WorkerKilledError(
             "A process was killed, perhaps for lack of memory: run the same command with --serial or with fewer --jobs."

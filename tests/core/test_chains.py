@@ -195,19 +195,38 @@ def test_the_last_stages_side_by_side_are_those_of_one_process(
         assert all(result.skipped for result in run_chain(beside, "maze", 0, options, Silent()))
 
 
-def test_a_last_stage_that_fails_stops_none_beside_it(
+def test_a_stage_begins_when_those_that_it_needs_are_done_and_waits_for_no_other(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
+) -> None:
+    run = RunDir.create(tmp_path / "run", tiny("stage1.steps=100"), "paper")
+    with _threads(2):
+        results = run_chain(run, "maze", 0, Options("cpu", data_dir, side_by_side=True), Silent())
+    assert [result.stage for result in results] == ["idm", "policy", "offline", "online", "scratch"]
+    assert not any(result.skipped for result in results)
+
+    def time_of(stage: str, file: str) -> int:
+        return (run.seed_dir("maze", 0).stage(stage).path / file).stat().st_mtime_ns
+
+    assert time_of("scratch", "config.yaml") < time_of("idm", "done.json")
+    assert time_of("idm", "done.json") < time_of("policy", "config.yaml")
+    assert time_of("policy", "done.json") < time_of("online", "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("damaged", "finished"), [("online", {"idm", "policy", "offline", "scratch"}), ("idm", {"scratch"})]
+)
+def test_a_stage_that_fails_stops_those_alone_that_need_it(
+    tmp_path: Path, data_dir: Path, tiny: Callable[..., Config], damaged: str, finished: set[str]
 ) -> None:
     run = RunDir.create(tmp_path / "run", tiny(), "paper")
     seed_dir = run.seed_dir("maze", 0)
-    (seed_dir.path / "online").mkdir(parents=True)
-    (seed_dir.path / "online" / "done.json").write_text("{}")
+    (seed_dir.path / damaged).mkdir(parents=True)
+    (seed_dir.path / damaged / "done.json").write_text("{}")
     with _threads(2):
         summary = run_all(run, ["maze"], [0], Options("cpu", data_dir, side_by_side=True), Silent())
     (failure,) = summary.failures
-    assert "online/done.json" in failure.message
-    assert seed_dir.stage("scratch").done() is not None
-    assert seed_dir.stage("offline").done() is not None
+    assert f"{damaged}/done.json" in failure.message
+    assert {file.parent.name for file in seed_dir.path.glob("*/done.json")} - {damaged} == finished
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
