@@ -81,7 +81,7 @@ def _check(summary: Mapping[str, Any], trained: Mapping[str, list[SeedDir]], pre
 
 
 def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``new`` results, which are changed, and the ``old`` ones of games that they lack; games in order."""
+    """The ``new`` results, completed in place, and the ``old`` ones of games that they lack; games in order."""
     games = {*new["probes"], ALL_GAMES}
     for game, of_game in new["probes"].items():
         for seed, probe in of_game.items():
@@ -212,7 +212,7 @@ def _table(heading: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write the results and the README."""
     parser = argparse.ArgumentParser(prog="python -m tests.results", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("commit", help="40 hexadecimal digits")
