@@ -151,7 +151,7 @@ def test_a_damaged_stage_marker_is_set_aside(tmp_path: Path, text: str) -> None:
 
 def test_damaged_missing_or_foreign_weights_are_reported(tmp_path: Path) -> None:
     stage = _finished(tmp_path)
-    with pytest.raises(CorruptDataError, match="do not fit the networks of this version .*--fresh"):
+    with pytest.raises(CorruptDataError, match=r"do not fit the networks of this version .*--fresh"):
         stage.load_weights({"net": torch.nn.Linear(3, 2)})
     file = stage.path / "model.safetensors"
     whole = file.read_bytes()
