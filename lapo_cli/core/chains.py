@@ -202,16 +202,16 @@ class Chain:
                 finished by then.
         """
         of = replace(self, options=replace(self.options, data_dir=ctx.data_dir))
-        works = [StageWork(of, stage.name) for stage in waiting]
+        works = [StageWork(of, stage.name) for stage in _longest_first(waiting, self.run.config)]
         devices = [str(ctx.compute.device)] * max(1, min(workers, len(last_stages(waiting))))
         errors = {}
         for work, error in side_by_side(works, devices, ctx.progress, StageWork.after):
             if error is not None:
                 errors[work.stage] = error
                 ctx.progress.log(f"{work.title} stopped: {what_stopped(error)}")
-        for work in works:
-            if work.stage in errors:
-                raise errors[work.stage]
+        for stage in waiting:
+            if stage.name in errors:
+                raise errors[stage.name]
         return {stage.name: replace(stages.run_stage(ctx, stage), skipped=False) for stage in waiting}
 
     def _get_data(self, workers: int, progress: Progress) -> None:
@@ -278,6 +278,13 @@ def last_stages(included: list[Stage]) -> list[Stage]:
     """The stages that no other one needs: no more than these can be run at a time."""
     needed = {name for stage in included for name in stage.requires}
     return [stage for stage in included if stage.name not in needed]
+
+
+def _longest_first(included: list[Stage], config: Config) -> list[Stage]:
+    """What other stages need, in its order, then the rest, so that no long one runs alone at the end."""
+    last = last_stages(included)
+    needed = [stage for stage in included if stage not in last]
+    return needed + sorted(last, key=lambda stage: stage.trainings(config), reverse=True)
 
 
 def what_stopped(error: Exception) -> str:

@@ -30,6 +30,7 @@ from lapo_cli.core.training.metrics import read_metrics
 from tests.core.tiny_config import TINY
 
 _PLUGIN = Path(__file__).parents[1] / "plugins" / "toy_source.py"
+_RELABELLED_ONLINE = ("extra_stages=online-relabel", "relabel.env_steps=256", "relabel.idm_steps=4", "relabel.steps=4")
 _BOARD = (*TINY, "stage1.steps=4", "stage2.steps=4", "offline.steps=2")
 
 
@@ -173,8 +174,7 @@ def _evaluations(run: Path) -> dict[str, str]:
 def test_the_last_stages_side_by_side_are_those_of_one_process(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
-    small = ("extra_stages=online-relabel", "relabel.env_steps=256", "relabel.idm_steps=4", "relabel.steps=4")
-    alone = RunDir.create(tmp_path / "alone", tiny(*small), "paper")
+    alone = RunDir.create(tmp_path / "alone", tiny(*_RELABELLED_ONLINE), "paper")
     expected = run_chain(alone, "maze", 0, Options("cpu", data_dir), Silent())
     shutil.copytree(alone.path, tmp_path / "beside")
     beside = RunDir.open(tmp_path / "beside")
@@ -195,13 +195,13 @@ def test_the_last_stages_side_by_side_are_those_of_one_process(
         assert all(result.skipped for result in run_chain(beside, "maze", 0, options, Silent()))
 
 
-def test_a_stage_begins_when_those_that_it_needs_are_done_and_waits_for_no_other(
+def test_a_stage_begins_when_those_that_it_needs_are_done_the_longest_first(
     tmp_path: Path, data_dir: Path, tiny: Callable[..., Config]
 ) -> None:
-    run = RunDir.create(tmp_path / "run", tiny("stage1.steps=100"), "paper")
+    run = RunDir.create(tmp_path / "run", tiny("stage1.steps=100", *_RELABELLED_ONLINE), "paper")
     with _threads(2):
         results = run_chain(run, "maze", 0, Options("cpu", data_dir, side_by_side=True), Silent())
-    assert [result.stage for result in results] == ["idm", "policy", "offline", "online", "scratch"]
+    assert [result.stage for result in results] == ["idm", "policy", "offline", "online", "online-relabel", "scratch"]
     assert not any(result.skipped for result in results)
 
     def time_of(stage: str, file: str) -> int:
@@ -209,7 +209,9 @@ def test_a_stage_begins_when_those_that_it_needs_are_done_and_waits_for_no_other
 
     assert time_of("scratch", "config.yaml") < time_of("idm", "done.json")
     assert time_of("idm", "done.json") < time_of("policy", "config.yaml")
-    assert time_of("policy", "done.json") < time_of("online", "config.yaml")
+    assert time_of("policy", "done.json") < time_of("online-relabel", "config.yaml")
+    # The longest comes first, and there is one more stage than there are processes.
+    assert time_of("online-relabel", "config.yaml") < time_of("online", "config.yaml")
 
 
 @pytest.mark.parametrize(

@@ -36,5 +36,6 @@ STAGES.register(
         build_agent=direct_agent_of,
         in_chain="baselines",
         order=64,
+        trainings=lambda config: len(config.offline.labels),
     )
 )

@@ -131,6 +131,7 @@ STAGES.register(
         build_agent=direct_agent_of,
         in_chain="never",
         order=45,
+        trainings=lambda config: 3,  # the model of random play, the clone, PPO
         kept_frames=lambda config: config.relabel.env_steps,
     )
 )

@@ -76,5 +76,6 @@ STAGES.register(
         build_agent=direct_agent_of,
         in_chain="never",
         order=35,
+        trainings=lambda config: len(config.offline.labels),
     )
 )

@@ -63,5 +63,6 @@ STAGES.register(
         build_agent=direct_agent_of,
         in_chain="baselines",
         order=66,
+        trainings=lambda config: 2 * len(config.offline.labels),
     )
 )

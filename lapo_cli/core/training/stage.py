@@ -80,6 +80,8 @@ class Stage:
         build_agent: the network, untrained, of a weights file with this header; None if the stage makes no agent.
         in_chain: whether ``run-all`` includes it: always, only with ``--baselines``, or never.
         order: its place in ``run-all`` and in tables.
+        trainings: how many agents and models it trains, one after another; where several stages can start side by
+            side, those with most start first.
         config: the class of a section ``plugins.<name>`` of its own; for stages that plugins add.
         configure: the configuration that it works with, from the run's.
         variant: of the context that it works in, see :class:`Context`.
@@ -99,6 +101,7 @@ class Stage:
     build_agent: Callable[[Mapping[str, Any], Compute], Agent] | None = None
     in_chain: Literal["always", "baselines", "never"] = "always"
     order: int = 100
+    trainings: Callable[[Config], int] = lambda config: 1
     config: type[Section] | None = None
     configure: Callable[[Config], Config] = lambda config: config
     variant: str = ""
