@@ -149,8 +149,9 @@ def _without(rows: Iterable[_Row], games: Collection[str]) -> list[_Row]:
 
 
 def _plain(rows: Iterable[_Row]) -> list[_Row]:
-    """Without the results of earlier runs and what the table makes of the other columns."""
-    return [{name: value for name, value in row.items() if name not in ("reference", "policy")} for row in rows]
+    """Without others' results and what the table makes of the other columns."""
+    left_out = ("reference", "published", "policy")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
 
 def _sorted(rows: Iterable[_Row]) -> list[_Row]:

@@ -27,10 +27,9 @@ from lapo_cli.core.errors import (
     one_line,
 )
 from lapo_cli.core.evaluation.evaluate import FOLDER as EVALUATION
-from lapo_cli.core.evaluation.evaluate import candidates, compare, episodic_returns
+from lapo_cli.core.evaluation.evaluate import candidates, episodic_returns
 from lapo_cli.core.evaluation.measurements import FOLDER as MEASUREMENTS
 from lapo_cli.core.evaluation.measurements import measure
-from lapo_cli.core.evaluation.reference import with_references
 from lapo_cli.core.evaluation.summary import Failure, Summary
 from lapo_cli.core.labelling import Labelled, label_clip
 from lapo_cli.core.launchers.base import LAUNCHERS, Launcher
@@ -40,6 +39,7 @@ from lapo_cli.core.progress import Progress, Silent
 from lapo_cli.core.report.images import draw_learning_curve, write_images
 from lapo_cli.core.report.page import REPORT, write_report
 from lapo_cli.core.report.results import read_run
+from lapo_cli.core.report.tables import summarize
 from lapo_cli.core.run_dir import RunDir, SeedDir
 from lapo_cli.core.training import stage as stages
 from lapo_cli.core.training.context import Context
@@ -395,12 +395,12 @@ def _summarize(
     notes: Sequence[str] = (),
 ) -> Summary:
     folder = path if path.is_dir() else path.parent
-    summary = with_references(compare(contexts, failures, folder, only), run)
-    summary.notes.extend(notes)
     results = read_run(run.path)
     shown = {(ctx.game, ctx.seed_dir.seed) for ctx in contexts}
-    of_path = [seed for seed in results.seeds if (seed.game, seed.seed) in shown]
-    summary.files.extend(write_images(replace(results, seeds=of_path), folder))
+    results = replace(results, seeds=[seed for seed in results.seeds if (seed.game, seed.seed) in shown])
+    summary = summarize(results, failures, folder, only)
+    summary.notes.extend(notes)
+    summary.files.extend(write_images(results, folder))
     summary.files.append(run.path / REPORT)
     summary.write()
     write_report(run.path)  # Last, because it reads the summary.

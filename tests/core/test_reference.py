@@ -9,10 +9,13 @@ import pytest
 from lapo_cli.core.config_loading import load_config, presets
 from lapo_cli.core.envs.base import ENVIRONMENTS
 from lapo_cli.core.evaluation import reference
-from lapo_cli.core.evaluation.reference import reference_returns, with_references
+from lapo_cli.core.evaluation.reference import reference_returns
 from lapo_cli.core.evaluation.summary import ALL_GAMES, Row, Summary
+from lapo_cli.core.report.results import read_run
+from lapo_cli.core.report.tables import policy_rows
 from lapo_cli.core.run_dir import RunDir
 from tests import results
+from tests.core.report.run_files import write_run
 
 BUNDLED = [file for file in resources.files("lapo_cli").joinpath("results").iterdir() if file.name.endswith(".json")]
 
@@ -45,9 +48,9 @@ def test_a_run_of_the_same_configuration_is_shown_beside_them(tmp_path: Path, mo
     assert known == {("jumper", "random policy", None, None): 3.5}
     of_preset = reference_returns(RunDir(tmp_path, load_config("quick"), "quick"))
     assert of_preset == {("heist", "random policy", None, None): 3.5}
-    row = Row("jumper", "random policy", None, None, 1.0, 0.5, 1.5, 10, 1, 0.1)
-    shown = with_references(Summary([row], {}, [], [], tmp_path), RunDir(tmp_path, config, "quick"))
-    assert [of.reference for of in shown.rows] == [3.5]
+    run = read_run(write_run(tmp_path / "run", ["jumper", "heist"], overrides=["stage1.steps=10"]).path)
+    assert {row.title: row.reference for row in policy_rows(run, "jumper") if row.reference} == {"random policy": 3.5}
+    assert not any(row.reference for row in policy_rows(run, "heist"))
     harmless = config.model_copy(update={"checkpoint_seconds": 1.0})
     assert reference_returns(RunDir(tmp_path, harmless, "quick")) == known
 

@@ -13,6 +13,7 @@ from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.statistics import (
     estimate,
     interquartile_mean,
+    mean_of_evaluations,
     mean_return,
     mean_score,
     median_score,
@@ -20,7 +21,7 @@ from lapo_cli.core.evaluation.statistics import (
     probability_of_improvement,
     scores,
 )
-from lapo_cli.core.evaluation.summary import ALL_GAMES, Summary, make_row, with_mean_of_games, with_shares
+from lapo_cli.core.evaluation.summary import ALL_GAMES, Row, Summary, share_of, with_mean_of_games
 
 
 def test_the_interval_covers_the_true_mean_at_its_confidence_level() -> None:
@@ -87,6 +88,15 @@ def test_a_training_seed_counts_the_same_however_many_episodes_it_has() -> None:
     assert mean_return([np.full(10, 1.0), np.full(1000, 2.0)]).mean == pytest.approx(1.5)
 
 
+def test_the_interval_of_a_curve_covers_its_episodes_and_its_seeds() -> None:
+    one = mean_of_evaluations([(5.0, 2.0, 64)])
+    assert one.mean == 5.0
+    assert one.high - one.low == pytest.approx(2 * 1.96 * 2.0 / 8, rel=0.15)
+    three = mean_of_evaluations([(0.0, 0.1, 64), (10.0, 0.1, 64), (5.0, 0.1, 64)])
+    assert three.mean == 5.0
+    assert three.high - three.low > 5
+
+
 def test_random_and_expert_returns_normalize_to_0_and_1() -> None:
     for game in GAMES:
         reference = ENVIRONMENTS.get(game)
@@ -96,41 +106,35 @@ def test_random_and_expert_returns_normalize_to_0_and_1() -> None:
         assert reference.normalize(reference.expert_return) == pytest.approx(1.0)
 
 
+def _row(game: str, method: str, normalized: float, share: float | None = None) -> Row:
+    return Row(game, method, None, None, 3.0, 2.0, 4.0, 10, 1, normalized, share)
+
+
 def test_the_mean_of_games_takes_policies_that_all_games_have() -> None:
-    maze, bigfish = ENVIRONMENTS.get("maze"), ENVIRONMENTS.get("bigfish")
-    rows = [make_row(maze, "a", [np.array([4.0, 5.0])]), make_row(maze, "b", [np.array([1.0, 2.0])])]
+    rows = [_row("maze", "a", 0.5), _row("maze", "b", 0.1)]
     assert with_mean_of_games(rows) == rows
-    rows.append(make_row(bigfish, "a", [np.array([7.0, 9.0])]))
+    rows.append(_row("bigfish", "a", 0.2))
     means = with_mean_of_games(rows)[len(rows) :]
     assert [(row.game, row.method) for row in means] == [(ALL_GAMES, "a")]
-    assert means[0].normalized == pytest.approx((rows[0].normalized + rows[2].normalized) / 2)
+    assert means[0].normalized == pytest.approx(0.35)
 
 
 def test_in_the_mean_of_games_a_game_counts_1_at_most() -> None:
-    rows = [
-        replace(make_row(ENVIRONMENTS.get(game), "a", [np.array([mean])]), share=share)
-        for game, mean, share in (("maze", 1000.0, 3.0), ("bigfish", 0.0, 0.5))
-    ]
-    assert rows[0].normalized is not None
-    assert rows[0].normalized > 1
+    rows = [_row("maze", "a", 100.0, 3.0), _row("bigfish", "a", -0.2, 0.5)]
     mean = with_mean_of_games(rows)[-1]
-    assert mean.normalized == pytest.approx((1 + (rows[1].normalized or 0)) / 2)
+    assert mean.normalized == pytest.approx(0.4)
     assert mean.share == pytest.approx(0.75)
     assert with_mean_of_games([replace(rows[0], seeds=3), rows[1]])[-1].seeds == 1
     assert with_mean_of_games([rows[0], replace(rows[1], share=None)])[-1].share is None
 
 
 def test_shares_of_the_demonstrations_are_0_for_random_play_and_1_for_the_demonstrations() -> None:
-    maze = ENVIRONMENTS.get("maze")
-    rows = [
-        make_row(maze, method, [np.array([mean])]) for method, mean in (("random", 4.0), ("demos", 9.0), ("a", 5.0))
-    ]
-    assert [row.share for row in with_shares(rows, "random", "demos")] == [0.0, 1.0, pytest.approx(0.2)]
-    assert with_shares(rows, "random", "none") == rows
-    assert with_shares(rows, "demos", "random") == rows  # Demonstrations that are no better than random play.
-    cells = Summary(with_shares(rows, "random", "demos"), {}, [], [], Path()).cells()
-    assert [of_row["of demonstrations"] for of_row in cells] == ["0.00", "1.00", "0.20"]
-    assert "of demonstrations" not in Summary(rows, {}, [], [], Path()).cells()[0]
+    assert [share_of(mean, 4.0, 9.0) for mean in (4.0, 9.0, 5.0)] == [0.0, 1.0, pytest.approx(0.2)]
+    assert share_of(5.0, 4.0, None) is None
+    assert share_of(5.0, 9.0, 4.0) is None  # Demonstrations that are no better than random play.
+    rows = [_row("maze", "a", 0.5, 0.2), _row("maze", "b", 0.1)]
+    assert [cells["of demonstrations"] for cells in Summary(rows, {}, [], [], Path()).cells()] == ["0.20", "-"]
+    assert "of demonstrations" not in Summary(rows[1:], {}, [], [], Path()).cells()[0]
 
 
 def _runs(seed: int, shift: float = 0.0) -> dict[str, list[NDArray[np.float64]]]:

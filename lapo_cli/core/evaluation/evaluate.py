@@ -4,8 +4,8 @@
 film of the first levels; and what :mod:`lapo_cli.core.evaluation.measurements` adds.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,24 +16,15 @@ from typing_extensions import TypedDict
 
 import lapo_cli
 from lapo_cli.core.config import EvaluationConfig
-from lapo_cli.core.errors import LapoError
 from lapo_cli.core.evaluation import sheets
-from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS, demonstrations
-from lapo_cli.core.evaluation.summary import Failure, Row, Summary, make_row, with_mean_of_games, with_shares
 from lapo_cli.core.files import atomic_write_json, read_json
 from lapo_cli.core.run_dir import Done, fingerprint
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.networks import IDM, SUPERVISED_IDM
-from lapo_cli.core.training.no_quantizer import NO_QUANTIZER
 from lapo_cli.core.training.rollout import Film, Filming, rollout, uniform
 from lapo_cli.core.training.stage import STAGES, TrainedPolicy, is_current, needs_environment, stage_seed
 
 FOLDER = "evaluation"
 RANDOM_POLICY = "random policy"
-_SHARE_NOTE = (
-    "Normalized: 0 is the random policy and 1 the paper's expert; of demonstrations: 0 is the random policy and 1 the "
-    "demonstrations. In means of games a game counts 1 at most."
-)
 FILMING = Filming(levels=9, frames=100, every=2)
 """What is filmed of every policy; all policies of a game and seed start on the same levels."""
 _CURVE = {"curve_points", "curve_episodes"}  # settings of trainings
@@ -153,72 +144,3 @@ def _write_film(file: Path, film: Film) -> dict[str, Any]:
         "lengths": film.lengths,
         "returns": film.returns,
     }
-
-
-def compare(contexts: list[Context], failures: list[Failure], folder: Path, only: str | None = None) -> Summary:
-    """The table of all finished policies of these games and seeds, pooled over seeds and for each seed by itself.
-
-    Args:
-        contexts: one for each game and seed.
-        failures: what could not be finished, to be noted in it.
-        folder: where its files will go.
-        only: see :func:`candidates`.
-    """
-    rows: list[Row] = []
-    by_seed: dict[int, list[Row]] = {}
-    for game in dict.fromkeys(ctx.game for ctx in contexts):
-        of_game = [ctx for ctx in contexts if ctx.game == game]
-        env = of_game[0].env
-        pooled: dict[tuple[str, int | None, int | None], list[NDArray[np.float64]]] = {}
-        for ctx in of_game:
-            for candidate in candidates(ctx, only):
-                policy, returns = candidate.policy, episodic_returns(ctx, candidate)
-                pooled.setdefault((candidate.method, policy.labels, policy.env_steps), []).append(returns)
-                row = make_row(env, candidate.method, [returns], labels=policy.labels, env_steps=policy.env_steps)
-                by_seed.setdefault(ctx.seed_dir.seed, []).append(row)
-        shown = [
-            make_row(env, method, returns, labels=labels, env_steps=env_steps)
-            for (method, labels, env_steps), returns in pooled.items()
-        ]
-        rows += with_shares([*shown[:1], *_demonstrations(of_game[0]), *shown[1:]], RANDOM_POLICY, DEMONSTRATIONS)
-    notes = [*_health(contexts), *([_SHARE_NOTE] if any(row.share is not None for row in rows) else [])]
-    return Summary(with_mean_of_games(rows), by_seed, notes, failures, folder)
-
-
-def _demonstrations(ctx: Context) -> list[Row]:
-    """The row of the recorded episodes that ended; none where the data has been removed since, or none ended."""
-    try:
-        returns = demonstrations(ctx)
-    except LapoError:
-        return []
-    return [make_row(ctx.env, DEMONSTRATIONS, [returns])] if len(returns) else []
-
-
-def _health(contexts: Iterable[Context]) -> Iterator[str]:
-    """How good the latent actions are, and what to compare that with."""
-    for ctx in (replace(ctx, variant=variant) for ctx in contexts for variant in ("", NO_QUANTIZER)):
-        done = ctx.seed_dir.stage(IDM + ctx.variant).done()
-        if done is None:
-            continue
-        found = done["results"]
-        if "probe/accuracy" in found:
-            supervised = ctx.seed_dir.stage(SUPERVISED_IDM).done()
-            accuracy = {} if supervised is None else supervised["results"]
-            ceiling = f", a supervised model: {accuracy['val/accuracy']:.2f}" if "val/accuracy" in accuracy else ""
-            yield (
-                f"{ctx.title('probe')}: reads the true action off the latent action with accuracy "
-                f"{found['probe/accuracy']:.2f} (majority baseline: {found['probe/majority_baseline']:.2f}, "
-                f"an untrained network's latent action: {found['probe/untrained']:.2f}{ceiling})."
-            )
-        yield f"{ctx.title('world model')}: {_prediction_error(found)}."
-
-
-def _prediction_error(found: Mapping[str, Any]) -> str:
-    error = found["val/world_model"] / max(found["val/copy_last_frame"], 1e-12)
-    parts = [f"its error is {error:.2f} times that of repeating the last frame"]
-    if "val/world_model_changed" in found:
-        changed = found["val/world_model_changed"] / max(found["val/copy_last_frame_changed"], 1e-12)
-        parts.append(f"{changed:.2f} on the pixels that change")
-    if "val/code_usage" in found:
-        parts.append(f"{found['val/code_usage']:.0%} of the codes are used")
-    return ", ".join(parts)

@@ -6,13 +6,12 @@ today's code cannot be configured so.
 """
 
 import json
-from dataclasses import replace
 from importlib import resources
 from typing import Any
 
 from lapo_cli.core.config import Config
 from lapo_cli.core.config_loading import load_config, presets
-from lapo_cli.core.evaluation.summary import Key, Summary
+from lapo_cli.core.evaluation.summary import Key
 from lapo_cli.core.run_dir import RunDir
 from lapo_cli.core.training.stage import STAGES
 
@@ -50,12 +49,6 @@ def bc_shares() -> dict[str, float]:
     assert content is not None
     bc = STAGES.get("bc").label
     return {row["game"]: row["share"] for row in content["rows"] if row["method"] == bc}
-
-
-def with_references(summary: Summary, run: RunDir) -> Summary:
-    """The summary of a run with these returns beside its own."""
-    known = reference_returns(run)
-    return replace(summary, rows=[replace(row, reference=known.get((row.game, *row.key))) for row in summary.rows])
 
 
 def _results(preset: str) -> dict[str, Any] | None:

@@ -37,6 +37,25 @@ def mean_return(returns: Sequence[NDArray[np.float64]]) -> Estimate:
     return estimate(mean_score, {"": returns})
 
 
+def mean_of_evaluations(
+    evaluations: Sequence[tuple[float, float, int]], *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Mean and 95 % interval of a return that was evaluated for each of S training seeds, of which moments are known.
+
+    The mean of an evaluation has the standard error of its episodes; seeds are resampled. One training seed gives the
+    interval of its episodes alone.
+
+    Args:
+        evaluations: mean return, standard deviation of single returns, and episodes of each training seed.
+    """
+    means, deviations, episodes = np.array(evaluations, float).T
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(means), size=(resamples, len(means)))
+    noise: NDArray[np.float64] = rng.normal(size=drawn.shape) * (deviations / np.sqrt(episodes))[drawn]
+    low, high = np.percentile((means[drawn] + noise).mean(1), [2.5, 97.5])
+    return Estimate(float(means.mean()), float(low), float(high))
+
+
 def _bootstrap_means(array: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """(resamples,) means of E draws with replacement."""
     values, counts = np.unique(array, return_counts=True)

@@ -1,16 +1,14 @@
 """The table of a run: one row per game and policy, as values, as Markdown and as a file."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import lapo_cli
-from lapo_cli.core.envs.base import EnvSpec
-from lapo_cli.core.evaluation.statistics import mean_return
+from lapo_cli.core.evaluation.statistics import Estimate
 from lapo_cli.core.files import atomic_write_json, atomic_write_text
 
 ALL_GAMES = "mean of games"
@@ -47,6 +45,8 @@ class Row:
         share: the same relative to the demonstrations of the same table instead of the paper's expert; None where they
             are missing or no better than random play. Means of games count a game 1 at most.
         reference: the mean when the maintainers of lapo ran the same configuration; None where they have not.
+        published: the paper's mean return of the same method, where it has one.
+        stage: that trained it; empty for the random policy, demonstrations and means of games.
     """
 
     game: str
@@ -61,6 +61,16 @@ class Row:
     normalized: float | None
     share: float | None = None
     reference: float | None = None
+    published: float | None = None
+    stage: str = ""
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean and interval; of means of games there is none."""
+        assert self.mean is not None
+        assert self.low is not None
+        assert self.high is not None
+        return Estimate(self.mean, self.low, self.high)
 
     @property
     def key(self) -> Key:
@@ -102,7 +112,7 @@ class Summary:
 
     Attributes:
         rows: games in order, policies in the order of the paper's argument.
-        by_seed: the policies of each training seed by itself, without demonstrations and shares.
+        by_seed: the rows of each training seed by itself.
         notes: sentences on how good the latent actions are, and on what was left out.
         failures: what could not be finished.
         path: folder of ``summary.json`` and ``summary.md``.
@@ -147,41 +157,6 @@ class Summary:
         self.files.extend([self.path / "summary.md", self.path / "summary.json"])
         atomic_write_text(self.path / "summary.md", self.markdown())
         atomic_write_json(self.path / "summary.json", self.as_json())
-
-
-def make_row(
-    env: EnvSpec,
-    method: str,
-    returns: list[NDArray[np.float64]],
-    *,
-    labels: int | None = None,
-    env_steps: int | None = None,
-) -> Row:
-    """A row from one array of returns (E,) per training seed; the other arguments are those of :class:`Row`."""
-    estimate = mean_return(returns)
-    return Row(
-        env.name,
-        method,
-        labels,
-        env_steps,
-        estimate.mean,
-        estimate.low,
-        estimate.high,
-        episodes=sum(len(array) for array in returns),
-        seeds=len(returns),
-        normalized=env.normalize(estimate.mean),
-    )
-
-
-def with_shares(rows: list[Row], random: str, demonstrations: str) -> list[Row]:
-    """The rows of one game with their share of the demonstrations' return.
-
-    Args:
-        random, demonstrations: the methods of the rows that are 0 and 1.
-    """
-    means = {row.method: row.mean for row in rows}
-    low, high = means.get(random), means.get(demonstrations)
-    return [replace(row, share=share_of(row.mean, low, high)) for row in rows]
 
 
 def share_of(mean: float | None, random: float | None, demonstrations: float | None) -> float | None:

@@ -10,9 +10,8 @@ from lapo_cli.core.evaluation import sheets
 from lapo_cli.core.evaluation.imagination import Imagination, pixels
 from lapo_cli.core.evaluation.measurements import measure
 from lapo_cli.core.models.frames import normalize
-from lapo_cli.core.report.figures.horizon import trusted_steps
 from lapo_cli.core.report.panels import cluster_names
-from lapo_cli.core.report.results import read_run
+from lapo_cli.core.report.results import read_run, trusted_steps
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import stage_seed
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from lapo_cli.core.evaluation.statistics import mean_of_evaluations
 from lapo_cli.core.report.figures import curves
-from lapo_cli.core.report.figures.curves import Line, over_seeds
+from lapo_cli.core.report.figures.curves import Line
 from lapo_cli.core.report.figures.style import Axes, Draw, png
 from lapo_cli.core.report.panels import levels_of, offline_lines, online_lines
 from lapo_cli.core.report.results import RunResults, read_stage
@@ -20,9 +21,9 @@ _OFFLINE: Callable[..., None] = partial(
 
 def write_images(run: RunResults, folder: Path) -> list[Path]:
     """Write ``offline.png`` and ``online.png`` of the games there is a curve of; returns the files."""
-    rows = {game: policy_rows([run], game) for game in run.games}
+    rows = {game: {run.name: policy_rows(run, game)} for game in run.games}
     levels = {game: levels_of(rows[game]) for game in run.games}
-    offline = {game: offline_lines(rows[game], name_runs=False) for game in run.games}
+    offline = {game: offline_lines(rows[game]) for game in run.games}
     online = {game: online_lines([run], game) for game in run.games}
 
     def panels(draw: Callable[..., None], of_game: dict[str, list[Line]]) -> list[tuple[str, Draw]]:
@@ -43,6 +44,6 @@ def draw_learning_curve(folder: Path) -> None:
     """Write ``learning-curve.png`` into a stage's folder: the evaluations on the way, once there are some."""
     stage = read_stage(StageDir(folder))
     if stage.evaluations:
-        mean, low, high = zip(*(over_seeds([found]) for found in stage.evaluations.values()), strict=True)
-        line = Line(stage.label, list(stage.evaluations), mean, low, high)
+        estimates = [mean_of_evaluations([found]) for found in stage.evaluations.values()]
+        line = Line.of(stage.label, list(stage.evaluations), estimates)
         png(folder / "learning-curve.png", [(folder.parent.parent.name, lambda axes: _ONLINE(axes, [line]))])

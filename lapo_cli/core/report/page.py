@@ -13,14 +13,14 @@ from markupsafe import Markup, escape
 
 import lapo_cli
 from lapo_cli.core.errors import CorruptDataError
-from lapo_cli.core.evaluation.summary import title_of
+from lapo_cli.core.evaluation.summary import Row, title_of
 from lapo_cli.core.files import atomic_write_text
 from lapo_cli.core.report import panels, paper, tables
 from lapo_cli.core.report.figures import intervals, profile
 from lapo_cli.core.report.figures.style import svg
 from lapo_cli.core.report.panels import Panel, Reel, Strips
 from lapo_cli.core.report.results import RunResults, SeedResults, Store, read_run
-from lapo_cli.core.report.tables import PolicyRow, StatisticsRow
+from lapo_cli.core.report.tables import StatisticsRow
 from lapo_cli.core.report.warnings import Notice, warnings_of
 from lapo_cli.core.run_dir import RunDir
 
@@ -53,10 +53,10 @@ class SeedView:
 
 @dataclass(frozen=True)
 class GameView:
-    """A game's section."""
+    """A game's section; rows with the names of their runs."""
 
     name: str
-    rows: list[PolicyRow]
+    rows: list[tuple[str, Row]]
     curves: list[Panel]
     seeds: list[SeedView]
 
@@ -129,8 +129,7 @@ def render(runs: Sequence[RunResults]) -> str:
     views = [_game(runs, game, min(_MOST_GAME_BYTES, _FILM_BYTES // max(1, len(games)))) for game in games]
     # Means over different games cannot be compared.
     shared = [game for game in games if all(run.of(game) for run in runs)]
-    rows = [row for run in runs for row in tables.statistics_rows(run, shared)] if len(shared) > 1 else []
-    found = tables.together(rows)
+    found = tables.together({run.name: tables.statistics_rows(run, shared) for run in runs if len(shared) > 1})
     newest = max((run.newest for run in runs if run.newest is not None), default=None)
     return environment.get_template("page.html.j2").render(
         title="Comparison of runs" if len(runs) > 1 else f"{runs[0].name}: what was learnt",
@@ -140,8 +139,8 @@ def render(runs: Sequence[RunResults]) -> str:
         warnings=[_named(run, runs, warning) for run in runs for warning in warnings_of(run)],
         games=views,
         open_games=_OPEN_GAMES,
-        with_shares=any(row.share is not None for view in views for row in view.rows),
-        referenced=any(row.reference is not None for view in views for row in view.rows),
+        with_shares=any(row.share is not None for view in views for _, row in view.rows),
+        referenced=any(row.reference is not None for view in views for _, row in view.rows),
         overall=_overall(runs, views, shared, found),
         over=_over(shared, games),
         statistics=found,
@@ -178,17 +177,19 @@ def _over(shared: Sequence[str], games: Sequence[str]) -> str:
 
 
 def _overall(
-    runs: Sequence[RunResults], games: Sequence[GameView], shared: Sequence[str], found: Sequence[StatisticsRow]
+    runs: Sequence[RunResults],
+    games: Sequence[GameView],
+    shared: Sequence[str],
+    found: Sequence[tuple[str, StatisticsRow]],
 ) -> list[Panel]:
     """Figures over the games that all runs share."""
     several = len(runs) > 1
     shown = []
     if found:
-        names = [f"{row.run}: {row.title}" if several else row.title for row in found]
-        estimates = {name: [row.statistics[name] for row in found] for name in tables.STATISTICS}
-        alt = "; ".join(
-            f"{name}: mean {row.statistics['mean'].mean:.2f}" for name, row in zip(names, found, strict=True)
-        )
+        names = [f"{run}: {row.title}" if several else row.title for run, row in found]
+        estimates = {name: [row.statistics[name] for _, row in found] for name in tables.STATISTICS}
+        means = (estimate.mean for estimate in estimates["mean"])
+        alt = "; ".join(f"{name}: mean {mean:.2f}" for name, mean in zip(names, means, strict=True))
         shown.append(
             Panel(
                 f"Normalized return over {_over(shared, [view.name for view in games])}",
@@ -215,17 +216,16 @@ def _overall(
             )
         )
     for run in runs if not several else []:
-        rows = [row for game in games for row in game.rows]
-        shown += panels.over_games(run, rows)
+        shown += panels.over_games(run, {game.name: [row for _, row in game.rows] for game in games})
     return shown
 
 
 def _game(runs: Sequence[RunResults], game: str, most_bytes: int) -> GameView:
-    rows = tables.together(tables.policy_rows(runs, game))
-    curves = [panels.online(runs, game, rows), panels.offline(runs, rows)]
+    rows = {run.name: tables.policy_rows(run, game) for run in runs}
+    curves = [panels.online(runs, game, rows), panels.offline(rows)]
     with_game = [run for run in runs if run.of(game)]
     seeds = [_seed(run, run.of(game), most_bytes // len(with_game)) for run in with_game]
-    return GameView(game, rows, curves, seeds)
+    return GameView(game, tables.together(rows), curves, seeds)
 
 
 def _seed(run: RunResults, seeds: Sequence[SeedResults], most_bytes: int) -> SeedView:

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from lapo_cli.core.errors import CorruptDataError
 from lapo_cli.core.evaluation import sheets
 from lapo_cli.core.evaluation.measurements import FOLDER
+from lapo_cli.core.evaluation.statistics import mean_of_evaluations
+from lapo_cli.core.evaluation.summary import Row
 from lapo_cli.core.report import films, paper
 from lapo_cli.core.report.figures import code_usage, codes, confusion, curves, horizon, latent_map
-from lapo_cli.core.report.figures.curves import Line, over_seeds
+from lapo_cli.core.report.figures.curves import Line
 from lapo_cli.core.report.figures.style import Draw
 from lapo_cli.core.report.films import Film
-from lapo_cli.core.report.results import Policy, RunResults, SeedResults
-from lapo_cli.core.report.tables import PolicyRow
+from lapo_cli.core.report.results import Policy, RunResults, SeedResults, trusted_steps
 
 _LABELS_SHOWN = 256
 
@@ -80,41 +81,37 @@ def online_lines(runs: Sequence[RunResults], game: str) -> list[Line]:
             evaluations = [stage.evaluations for stage in of_stage]
             steps = sorted(set.intersection(*(set(found) for found in evaluations)))
             if steps:
-                points = [over_seeds([found[step] for found in evaluations]) for step in steps]
-                mean, low, high = zip(*points, strict=True)
-                lines.append(Line(_named(run, runs, of_stage[0].label), steps, mean, low, high))
+                estimates = [mean_of_evaluations([found[step] for found in evaluations]) for step in steps]
+                lines.append(Line.of(_named(run, runs, of_stage[0].label), steps, estimates))
     return lines
 
 
-def offline_lines(rows: Sequence[PolicyRow], *, name_runs: bool) -> list[Line]:
-    """Return against labelled frames, a line for each method."""
-    methods: dict[str, list[PolicyRow]] = {}
-    for row in rows:
-        if row.key[1] is not None:
-            methods.setdefault(f"{row.run}: {row.key[0]}" if name_runs else row.key[0], []).append(row)
-    lines = []
-    for label, of_method in methods.items():
-        found = sorted(of_method, key=lambda row: row.key[1] or 0)
-        estimates = [row.estimate for row in found]
-        lines.append(
-            Line(
-                label,
-                [row.key[1] or 0 for row in found],
-                [e.mean for e in estimates],
-                [e.low for e in estimates],
-                [e.high for e in estimates],
-            )
-        )
-    return lines
+def offline_lines(rows: Mapping[str, Sequence[Row]]) -> list[Line]:
+    """Return against labelled frames, a line for each method.
+
+    Args:
+        rows: of one game, by the name of their run.
+    """
+    methods: dict[str, list[Row]] = {}
+    for run, of_run in rows.items():
+        for row in of_run:
+            if row.labels is not None:
+                methods.setdefault(f"{run}: {row.method}" if len(rows) > 1 else row.method, []).append(row)
+    return [
+        Line.of(label, [row.labels or 0 for row in of_method], [row.estimate for row in of_method])
+        for label, of_method in methods.items()
+    ]
 
 
-def levels_of(rows: Sequence[PolicyRow]) -> list[tuple[str, float]]:
+def levels_of(rows: Mapping[str, Sequence[Row]]) -> list[tuple[str, float]]:
     """Names and mean returns of what curves are compared with: the first run's random policy and demonstrations."""
-    found = {row.key[0]: row.estimate.mean for row in reversed(rows) if not row.stage}
-    return list(found.items())[::-1]
+    found: dict[str, float] = {}
+    for row in (row for of_run in rows.values() for row in of_run if not row.stage):
+        found.setdefault(row.method, row.estimate.mean)
+    return list(found.items())
 
 
-def online(runs: Sequence[RunResults], game: str, rows: Sequence[PolicyRow]) -> Panel:
+def online(runs: Sequence[RunResults], game: str, rows: Mapping[str, Sequence[Row]]) -> Panel:
     """How fast it learns to act."""
     lines = online_lines(runs, game)
     title = "Return against environment steps"
@@ -134,9 +131,9 @@ def online(runs: Sequence[RunResults], game: str, rows: Sequence[PolicyRow]) -> 
     )
 
 
-def offline(runs: Sequence[RunResults], rows: Sequence[PolicyRow]) -> Panel:
+def offline(rows: Mapping[str, Sequence[Row]]) -> Panel:
     """How many labels it needs."""
-    lines = offline_lines(rows, name_runs=len(runs) > 1)
+    lines = offline_lines(rows)
     title = "Return against labelled frames"
     if not lines:
         return Panel(
@@ -155,12 +152,16 @@ def offline(runs: Sequence[RunResults], rows: Sequence[PolicyRow]) -> Panel:
     )
 
 
-def over_games(run: RunResults, rows: Sequence[PolicyRow]) -> list[Panel]:
-    """Means over games beside the paper's, online and offline, of the methods that have a curve on every game."""
+def over_games(run: RunResults, rows: Mapping[str, Sequence[Row]]) -> list[Panel]:
+    """Means over games beside the paper's, online and offline, of the methods that have a curve on every game.
+
+    Args:
+        rows: by their game.
+    """
     seeds = {game: run.of(game)[0] for game in run.games if run.of(game)[0].normalize(0.0) is not None}
     stages = {name for seed in run.seeds for name in seed.stages}
     online = {game: online_lines([run], game) for game in seeds}
-    offline = {game: offline_lines([row for row in rows if row.game == game], name_runs=False) for game in seeds}
+    offline = {game: offline_lines({run.name: rows[game]}) for game in seeds}
     of_paper = [
         Line(label, paper.STEPS, values, published=True)
         for stage, (label, values) in paper.ONLINE.items()
@@ -218,6 +219,15 @@ def action_names(seed: SeedResults) -> list[str]:
     return [names[i] if i < len(names) else f"action {i}" for i in range(count)]
 
 
+def _action_counts(clusters: Sequence[int], actions: Sequence[int | None], num_actions: int) -> NDArray[np.int64]:
+    """How often each cluster has each action, (clusters, num_actions), of the members whose action is known."""
+    table = np.zeros((max(clusters, default=-1) + 1, num_actions), np.int64)
+    for cluster, action in zip(clusters, actions, strict=True):
+        if action is not None:
+            table[cluster, action] += 1
+    return table
+
+
 def cluster_names(seed: SeedResults) -> list[str]:
     """Each cluster of latent actions by its number and, where actions are known, the most frequent one of its members.
 
@@ -228,7 +238,7 @@ def cluster_names(seed: SeedResults) -> list[str]:
     if seed.latents["actions"] is None:
         return [f"cluster {i + 1}" for i in range(count)]
     names = action_names(seed)
-    table = confusion.counts(seed.latents["clusters"], seed.latents["actions"], len(names))
+    table = _action_counts(seed.latents["clusters"], seed.latents["actions"], len(names))
     titles = []
     for number, row in enumerate(table):
         share = row.max() / max(1, row.sum())
@@ -245,7 +255,7 @@ def latent_panels(seed: SeedResults) -> list[Panel]:
         panels.append(_map(seed))
         if found["actions"] is not None:
             names = action_names(seed)
-            table = confusion.counts(found["clusters"], found["actions"], len(names))
+            table = _action_counts(found["clusters"], found["actions"], len(names))
             rows = cluster_names(seed)
             top = table.max(1).sum() / max(1, table.sum())
             panels.append(
@@ -328,7 +338,7 @@ def error_panel(seed: SeedResults) -> Panel | None:
     """How far the world model's rollouts can be trusted."""
     if seed.imagined is None:
         return None
-    errors, trusted = seed.imagined["errors"], horizon.trusted_steps(seed.imagined["errors"])
+    errors, trusted = seed.imagined["errors"], trusted_steps(seed.imagined["errors"])
     for_steps = "for 1 step" if trusted == 1 else f"for {trusted} steps"
     ends = "to the end of what was measured" if trusted == seed.imagined["horizon"] else for_steps
     note = (
@@ -363,7 +373,7 @@ def imagination(seed: SeedResults, most_bytes: int) -> Reel | None:
         f"predictions differ most): {seed.imagined['horizon']} steps under the same latent action, the most typical of "
         "its cluster, each prediction fed back as the next frame.",
         films.encode(clips, most_bytes),
-        max(1, horizon.trusted_steps(seed.imagined["errors"])),
+        max(1, trusted_steps(seed.imagined["errors"])),
     )
 
 

@@ -121,6 +121,14 @@ class Imagined(TypedDict):
     errors: Errors
 
 
+def trusted_steps(errors: Errors) -> int:
+    """For how many steps from the start a rollout is closer to what happened than repeating the first frame."""
+    for step, (rolled, copied) in enumerate(zip(errors["rollout"], errors["copying"], strict=True)):
+        if rolled >= copied:
+            return step
+    return len(errors["rollout"])
+
+
 @dataclass(frozen=True)
 class Policy:
     """What one policy of one game and seed has played.

@@ -1,8 +1,9 @@
 """The tables of the report: policies, statistics over games, stages, and configuration."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,43 +15,18 @@ from lapo_cli.core.evaluation import statistics
 from lapo_cli.core.evaluation.evaluate import RANDOM_POLICY
 from lapo_cli.core.evaluation.measurements import DEMONSTRATIONS
 from lapo_cli.core.evaluation.statistics import Estimate, Returns, estimate, mean_return
-from lapo_cli.core.evaluation.summary import Key, share_of, title_of
+from lapo_cli.core.evaluation.summary import Failure, Key, Row, Summary, share_of, title_of, with_mean_of_games
 from lapo_cli.core.progress import clock_time
 from lapo_cli.core.report import paper
 from lapo_cli.core.report.results import Policy, RunResults, SeedResults
+from lapo_cli.core.training.networks import IDM, SUPERVISED_IDM
+from lapo_cli.core.training.no_quantizer import NO_QUANTIZER
 
 _SCRATCH = "scratch"
-
-
-@dataclass(frozen=True)
-class PolicyRow:
-    """One policy of one game, pooled over training seeds.
-
-    Attributes:
-        run: the name of its run.
-        stage: that trained it.
-        estimate: of the mean return.
-        share: see :class:`lapo_cli.core.evaluation.summary.Row`; of the means of this run.
-        published: the paper's return of the same method, where it has one.
-        reference: the mean return when the maintainers of lapo ran the same configuration, where they have.
-    """
-
-    run: str
-    game: str
-    stage: str
-    key: Key
-    estimate: Estimate
-    normalized: float | None
-    episodes: int
-    seeds: int
-    share: float | None
-    published: float | None
-    reference: float | None
-
-    @property
-    def title(self) -> str:
-        """The policy in words."""
-        return title_of(self.key)
+_SHARE_NOTE = (
+    "Normalized: 0 is the random policy and 1 the paper's expert; of demonstrations: 0 is the random policy and 1 the "
+    "demonstrations. In means of games a game counts 1 at most."
+)
 
 
 def pooled(seeds: Sequence[SeedResults]) -> dict[Key, list[Policy]]:
@@ -63,35 +39,84 @@ def pooled(seeds: Sequence[SeedResults]) -> dict[Key, list[Policy]]:
     return found
 
 
-def policy_rows(runs: Sequence[RunResults], game: str) -> list[PolicyRow]:
-    """A row for every policy of a game."""
-    rows = []
-    for run in runs:
-        seeds = run.of(game)
-        # All seeds of a game see the same demonstrations.
-        of = {key: found[: 1 if key[0] == DEMONSTRATIONS else None] for key, found in pooled(seeds).items()}
-        estimates = {key: mean_return([policy.returns for policy in policies]) for key, policies in of.items()}
-        means = {key: found.mean for key, found in estimates.items()}
-        bounds = (means.get((RANDOM_POLICY, None, None)), means.get((DEMONSTRATIONS, None, None)))
-        for key, policies in of.items():
-            found = estimates[key]
-            stage = "expert" if key[0] == DEMONSTRATIONS else policies[0].stage
-            rows.append(
-                PolicyRow(
-                    run.name,
-                    game,
-                    policies[0].stage,
-                    key,
-                    found,
-                    normalized(found.mean, seeds[0].reference),
-                    sum(len(policy.returns) for policy in policies),
-                    len(policies),
-                    share_of(found.mean, *bounds),
-                    paper.published(game, stage, key[1]),
-                    run.references.get((game, *key)),
-                )
+def policy_rows(run: RunResults, game: str) -> list[Row]:
+    """A row for every policy of a game, pooled over training seeds, in the order of tables."""
+    seeds = run.of(game)
+    # All seeds of a game see the same demonstrations.
+    of = {key: found[: 1 if key[0] == DEMONSTRATIONS else None] for key, found in pooled(seeds).items()}
+    estimates = {key: mean_return([policy.returns for policy in policies]) for key, policies in of.items()}
+    means = {key: found.mean for key, found in estimates.items()}
+    bounds = (means.get((RANDOM_POLICY, None, None)), means.get((DEMONSTRATIONS, None, None)))
+    return [
+        Row(
+            game,
+            *key,
+            mean=means[key],
+            low=estimates[key].low,
+            high=estimates[key].high,
+            episodes=sum(len(policy.returns) for policy in policies),
+            seeds=len(policies),
+            normalized=normalized(means[key], seeds[0].reference),
+            share=share_of(means[key], *bounds),
+            reference=run.references.get((game, *key)),
+            published=paper.published(game, "expert" if key[0] == DEMONSTRATIONS else policies[0].stage, key[1]),
+            stage=policies[0].stage,
+        )
+        for key, policies in of.items()
+    ]
+
+
+def summarize(run: RunResults, failures: list[Failure], folder: Path, only: str | None = None) -> Summary:
+    """The table of a run's policies, pooled over training seeds and for each by itself.
+
+    Args:
+        failures: what could not be finished, to be noted in it.
+        folder: where its files will go.
+        only: leave out the policies of all stages but this one.
+    """
+    rows = _rows(run, only)
+    numbers = sorted({seed.seed for seed in run.seeds})
+    of_seed = {number: [seed for seed in run.seeds if seed.seed == number] for number in numbers}
+    by_seed = {number: _rows(replace(run, seeds=seeds), only) for number, seeds in of_seed.items()}
+    notes = [note for seed in run.seeds for note in _health(seed)]
+    notes += [_SHARE_NOTE] if any(row.share is not None for row in rows) else []
+    return Summary(with_mean_of_games(rows), by_seed, notes, failures, folder)
+
+
+def _rows(run: RunResults, only: str | None) -> list[Row]:
+    rows = (row for game in run.games for row in policy_rows(run, game))
+    return [row for row in rows if only in (None, row.stage) or not row.stage]
+
+
+def _health(seed: SeedResults) -> Iterator[str]:
+    """How good the latent actions are, and what to compare that with."""
+    supervised = seed.stages.get(SUPERVISED_IDM)
+    accuracy = None if supervised is None else supervised.results.get("val/accuracy")
+    ceiling = "" if accuracy is None else f", a supervised model: {accuracy:.2f}"
+    for variant in ("", NO_QUANTIZER):
+        idm = seed.stages.get(IDM + variant)
+        if idm is None or not idm.done:
+            continue
+        title, found = f"{seed.game}/{seed.seed}{variant}", idm.results
+        if "probe/accuracy" in found:
+            yield (
+                f"{title} probe: reads the true action off the latent action with accuracy "
+                f"{found['probe/accuracy']:.2f} (majority baseline: {found['probe/majority_baseline']:.2f}, "
+                f"an untrained network's latent action: {found['probe/untrained']:.2f}{ceiling})."
             )
-    return rows
+        if "val/world_model" in found:
+            yield f"{title} world model: {_prediction_error(found)}."
+
+
+def _prediction_error(found: Mapping[str, Any]) -> str:
+    error = found["val/world_model"] / max(found["val/copy_last_frame"], 1e-12)
+    parts = [f"its error is {error:.2f} times that of repeating the last frame"]
+    if "val/world_model_changed" in found:
+        changed = found["val/world_model_changed"] / max(found["val/copy_last_frame_changed"], 1e-12)
+        parts.append(f"{changed:.2f} on the pixels that change")
+    if "val/code_usage" in found:
+        parts.append(f"{found['val/code_usage']:.0%} of the codes are used")
+    return ", ".join(parts)
 
 
 def scores_of(run: RunResults, games: Sequence[str]) -> dict[Key, tuple[str, Returns]]:
@@ -113,7 +138,6 @@ def scores_of(run: RunResults, games: Sequence[str]) -> dict[Key, tuple[str, Ret
 class StatisticsRow:
     """One policy over all games: estimates by the names of :data:`STATISTICS`, and of the improvement over scratch."""
 
-    run: str
     title: str
     statistics: dict[str, Estimate]
     improvement: Estimate | None
@@ -126,13 +150,14 @@ STATISTICS = {
 }
 
 
-_Row = TypeVar("_Row", PolicyRow, StatisticsRow)
+_Row = TypeVar("_Row", Row, StatisticsRow)
 
 
-def together(rows: Sequence[_Row]) -> list[_Row]:
-    """Rows of several runs with those of the same policy one after the other."""
-    titles = list(dict.fromkeys(row.title for row in rows))
-    return sorted(rows, key=lambda row: titles.index(row.title))
+def together(of_runs: Mapping[str, Sequence[_Row]]) -> list[tuple[str, _Row]]:
+    """The rows of several runs with the names of these, those of the same policy one after the other."""
+    rows = [(run, row) for run, of_run in of_runs.items() for row in of_run]
+    titles = list(dict.fromkeys(row.title for _, row in rows))
+    return sorted(rows, key=lambda named: titles.index(named[1].title))
 
 
 def statistics_rows(run: RunResults, games: Sequence[str]) -> list[StatisticsRow]:
@@ -145,7 +170,7 @@ def statistics_rows(run: RunResults, games: Sequence[str]) -> list[StatisticsRow
         better = None
         if scratch is not None and stage != _SCRATCH:
             better = estimate(statistics.probability_of_improvement, returns, scratch)
-        rows.append(StatisticsRow(run.name, title_of(key), found, better))
+        rows.append(StatisticsRow(title_of(key), found, better))
     return rows
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lapo_cli.core.report.figures.horizon import trusted_steps
-from lapo_cli.core.report.results import RunResults, SeedResults, StageRun
+from lapo_cli.core.report.results import RunResults, SeedResults, StageRun, trusted_steps
 
 LEAST_CODES = 0.1
 """Share of the codes in use below which a codebook has collapsed."""

@@ -34,9 +34,10 @@ def write_run(
     acting: bool = True,
     labels: dict[str, str] | None = None,
     names: Sequence[str] = NAMES,
+    overrides: Sequence[str] = ("stage1.steps=99",),
 ) -> RunDir:
     """A run of these games and seeds, each with these stages, evaluated and measured."""
-    run = RunDir.create(path, load_config("quick", overrides=["stage1.steps=99"]), "quick")
+    run = RunDir.create(path, load_config("quick", overrides=overrides), "quick")
     for game in games:
         for seed in seeds:
             folder = run.seed_dir(game, seed)
@@ -62,7 +63,8 @@ def write_stage(folder: StageDir, label: str, *, done: bool = True, results: dic
         lines.append(line)
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if done:
-        found = {"val/code_usage": 0.5, "probe/accuracy": 0.7, "probe/untrained": 0.5} if folder.name == "idm" else {}
+        probe = {"probe/accuracy": 0.7, "probe/majority_baseline": 0.4, "probe/untrained": 0.5}
+        found = {"val/code_usage": 0.5, **probe} if folder.name == "idm" else {}
         folder.finish(found if results is None else results)
 
 

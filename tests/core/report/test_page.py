@@ -10,11 +10,12 @@ import pytest
 
 from lapo_cli.core.errors import DiskFullError, RunDirError
 from lapo_cli.core.evaluation import evaluate, measurements
+from lapo_cli.core.evaluation.summary import ALL_GAMES, Failure
 from lapo_cli.core.report import page
 from lapo_cli.core.report.images import write_images
 from lapo_cli.core.report.panels import over_games
 from lapo_cli.core.report.results import read_run
-from lapo_cli.core.report.tables import policy_rows
+from lapo_cli.core.report.tables import policy_rows, summarize
 from lapo_cli.core.run_dir import RunDir
 from tests.core.report.run_files import write_run, write_stage
 
@@ -94,8 +95,8 @@ def test_a_finished_run_is_shown_whole_and_needs_nothing_from_elsewhere(tmp_path
 
 
 def test_intervals_and_means_are_those_of_the_returns(tmp_path: Path) -> None:
-    rows = read_run(write_run(tmp_path / "run", ["maze"], [0, 1]).path)
-    (random, demonstrations, *_, scratch) = policy_rows([rows], "maze")
+    run = read_run(write_run(tmp_path / "run", ["maze"], [0, 1]).path)
+    (random, demonstrations, *_, scratch) = policy_rows(run, "maze")
     assert random.estimate.mean == pytest.approx((4.5 + 5.0) / 2)
     assert random.normalized == pytest.approx((random.estimate.mean - 4) / 6)
     assert (demonstrations.episodes, demonstrations.seeds, demonstrations.published) == (2, 1, 10.0)
@@ -104,6 +105,30 @@ def test_intervals_and_means_are_those_of_the_returns(tmp_path: Path) -> None:
     between = demonstrations.estimate.mean - random.estimate.mean
     assert scratch.share == pytest.approx((scratch.estimate.mean - random.estimate.mean) / between)
     assert scratch.estimate.low <= scratch.estimate.mean <= scratch.estimate.high
+
+
+def test_a_summary_pools_seeds_and_has_each_by_itself(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", ["bigfish", "maze"], [0, 2]).path)
+    failure = Failure("heist", 1, "There is no data.")
+    summary = summarize(run, [failure], tmp_path)
+    policies = [row.title for row in policy_rows(run, "maze")]
+    assert [(row.game, row.title) for row in summary.rows] == [
+        (game, title) for game in ("bigfish", "maze", ALL_GAMES) for title in policies
+    ]
+    assert {seed: [(row.game, row.title) for row in rows] for seed, rows in summary.by_seed.items()} == {
+        seed: [(game, title) for game in ("bigfish", "maze") for title in policies] for seed in (0, 2)
+    }
+    random = {seed: rows[0] for seed, rows in summary.by_seed.items()}
+    assert (random[0].mean, random[2].mean, summary.rows[0].mean) == (4.5, 5.5, 5.0)
+    assert (random[0].seeds, random[0].episodes, summary.rows[0].seeds, summary.rows[0].episodes) == (1, 2, 2, 4)
+    assert summary.failures == [failure]
+    probes = [note for note in summary.notes if " probe: " in note]
+    assert [note.split(" probe: ")[0] for note in probes] == ["bigfish/0", "bigfish/2", "maze/0", "maze/2"]
+    assert "with accuracy 0.70 (majority baseline: 0.40, an untrained network's latent action: 0.50)." in probes[0]
+
+    online = summarize(run, [], tmp_path, "online")
+    titles = ["random policy", "demonstrations (expert)", "LAPO fine-tuned online, 200 steps"]
+    assert [row.title for row in online.rows if row.game == "maze"] == titles
 
 
 def test_several_games_have_statistics_and_a_profile(tmp_path: Path) -> None:
@@ -148,7 +173,7 @@ def test_means_over_games_are_of_what_every_game_has(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ["bigfish", "maze"])
     shutil.rmtree(run.seed_dir("maze", 0).path / "scratch")
     results = read_run(run.path)
-    online, offline = over_games(results, [row for game in results.games for row in policy_rows([results], game)])
+    online, offline = over_games(results, {game: policy_rows(results, game) for game in results.games})
     assert online.title == "Mean of 2 games against environment steps, beside the mean of the paper's 16"
     assert online.alt == (
         "LAPO fine-tuned online: 0.17 to 0.50; paper: RL + SL: 0.45 to 1.00; paper: PPO from scratch: 0.11 to 0.44"

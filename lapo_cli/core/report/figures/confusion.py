@@ -8,15 +8,6 @@ from numpy.typing import NDArray
 from lapo_cli.core.report.figures.style import Axes
 
 
-def counts(clusters: Sequence[int], actions: Sequence[int | None], num_actions: int) -> NDArray[np.int64]:
-    """How often each cluster has each action, (clusters, num_actions), of the members whose action is known."""
-    table = np.zeros((max(clusters, default=-1) + 1, num_actions), np.int64)
-    for cluster, action in zip(clusters, actions, strict=True):
-        if action is not None:
-            table[cluster, action] += 1
-    return table
-
-
 def draw(axes: Axes, table: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> None:
     """Counts (rows, columns) as shares of their rows, written into the cells; columns that never occur are left out."""
     occur = np.flatnonzero(table.sum(0))

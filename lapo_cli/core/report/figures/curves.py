@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lapo_cli.core.evaluation.statistics import Estimate
 from lapo_cli.core.report.figures.style import FAINT, Axes, color, legend_below, marker
 
 
@@ -26,6 +26,11 @@ class Line:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     published: bool = False
+
+    @classmethod
+    def of(cls, label: str, x: Sequence[float], estimates: Sequence[Estimate]) -> "Line":
+        """With the intervals of (P,) estimates."""
+        return cls(label, x, [e.mean for e in estimates], [e.low for e in estimates], [e.high for e in estimates])
 
 
 def draw(
@@ -73,22 +78,3 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
-
-
-def over_seeds(
-    evaluations: Sequence[tuple[float, float, int]], *, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean and 95 % interval of a return that was evaluated for each of S training seeds.
-
-    The mean of an evaluation has the standard error of its episodes; seeds are resampled. One training seed gives the
-    interval of its episodes alone.
-
-    Args:
-        evaluations: mean return, standard deviation of single returns, and episodes of each training seed.
-    """
-    means, deviations, episodes = np.array(evaluations, float).T
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(means), size=(resamples, len(means)))
-    noise: NDArray[np.float64] = rng.normal(size=drawn.shape) * (deviations / np.sqrt(episodes))[drawn]
-    low, high = np.percentile((means[drawn] + noise).mean(1), [2.5, 97.5])
-    return float(means.mean()), float(low), float(high)

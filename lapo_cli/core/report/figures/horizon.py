@@ -12,14 +12,6 @@ NAMES = {
 }
 
 
-def trusted_steps(errors: Mapping[str, Any]) -> int:
-    """For how many steps from the start a rollout is closer to what happened than repeating the first frame."""
-    for step, (rolled, copied) in enumerate(zip(errors["rollout"], errors["copying"], strict=True)):
-        if rolled >= copied:
-            return step
-    return len(errors["rollout"])
-
-
 def draw(axes: Axes, errors: Mapping[str, Any]) -> None:
     """Mean squared errors (H,) by kind of prediction."""
     for number, (kind, name) in enumerate(NAMES.items()):
