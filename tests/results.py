@@ -1,9 +1,9 @@
-"""Take a run of quick into the package and the README: ``python -m tests.results RUN_DIR COMMIT``.
+"""Take a run of quick into the package and the README: ``python -m tests.results RUN_DIR COMMIT [STAGE=COMMIT ...]``.
 
 Its results replace those of the same games, whatever seeds these had; other games keep theirs. The run has to have BC
 (``--set extra_stages=[relabel,online-relabel,bc]``) and the summary of ``lapo evaluate RUN_DIR``; COMMIT is that of the
-code that trained it. A supervised inverse dynamics model that it lacks is kept from earlier results: it depends on the
-data and on stage 1's settings alone.
+code that trained it, but for the stages that are named with another one. A supervised inverse dynamics model that it
+lacks is kept from earlier results: it depends on the data and on stage 1's settings alone.
 """
 
 import argparse
@@ -44,8 +44,13 @@ _PLAYED = [key for key in _SHOWN if key[0] != _DEMONSTRATIONS]
 _PROBE = "probe (untrained, supervised)"
 
 
-def collect(run: RunDir, commit: str) -> dict[str, Any]:
-    """The summary of a run without its prose, with what made it and the accuracies of its probes."""
+def collect(run: RunDir, commit: str, others: Mapping[str, str]) -> dict[str, Any]:
+    """The summary of a run without its prose, with what made it and the accuracies of its probes.
+
+    Args:
+        commit: of the code that trained it.
+        others: stage -> commit of those that other code trained.
+    """
     summary = json.loads((run.path / "summary.json").read_text())
     trained = {game: list(seeds) for game, seeds in groupby(run.seed_dirs(), lambda of: of.game)}
     _check(summary, trained, load_config(run.preset))
@@ -53,7 +58,7 @@ def collect(run: RunDir, commit: str) -> dict[str, Any]:
         "lapo_version": summary["lapo_version"],
         "preset": run.preset,
         "made": {
-            game: {"overrides": [], "seeds": {str(of.seed): _made(of, commit) for of in seeds}}
+            game: {"overrides": [], "seeds": {str(of.seed): _made(of, commit, others) for of in seeds}}
             for game, seeds in trained.items()
         },
         "interval": summary["interval"],
@@ -162,9 +167,10 @@ def _stages(trained: SeedDir) -> list[Stage]:
     return [stage for stage in STAGES.values() if trained.stage(stage.name).done() is not None]
 
 
-def _made(trained: SeedDir, commit: str) -> dict[str, Any]:
+def _made(trained: SeedDir, commit: str, others: Mapping[str, str]) -> dict[str, Any]:
     devices = sorted({trained.stage(stage.name).read_config()["device"] for stage in _stages(trained)})
-    return {"commit": commit, "device": "; ".join(devices), "data": trained.stage(IDM).read_config()["inputs"]}
+    made = {"commit": commit, "device": "; ".join(devices), "data": trained.stage(IDM).read_config()["inputs"]}
+    return {**made, "commits_of_stages": dict(others)} if others else made
 
 
 def _probe(trained: SeedDir) -> dict[str, float | None]:
@@ -217,12 +223,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.results", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("commit", help="40 hexadecimal digits")
+    parser.add_argument("others", nargs="*", metavar="STAGE=COMMIT", help="stages that other code trained")
     arguments = parser.parse_args()
     run = RunDir.open(arguments.run_dir)
     assert run.preset == "quick"
-    assert re.fullmatch("[0-9a-f]{40}", arguments.commit)
+    others = dict(word.split("=", 1) for word in arguments.others)
+    assert others.keys() <= set(STAGES.names())
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in (arguments.commit, *others.values()))
     file = FOLDER / f"{run.preset}.json"
-    content = merged(collect(run, arguments.commit), json.loads(file.read_text()))
+    content = merged(collect(run, arguments.commit, others), json.loads(file.read_text()))
     file.write_text(json.dumps(content, indent=1) + "\n")
     README.write_text(with_results(README.read_text(), content))
 

@@ -70,7 +70,7 @@ def test_a_mapping_sets_the_keys_of_a_section() -> None:
         ("stage1.steps=many", "Configuration key 'stage1.steps' has the invalid value 'many': input should be a valid"),
         ("stage1.steps=true", "Configuration key 'stage1.steps' has the invalid value True"),
         ("stage1.steps=1.5", "Configuration key 'stage1.steps' has the invalid value 1.5"),
-        ("relabel.idm_network=foo", "'relabel.idm_network' has the invalid value 'foo': input should be 'stage1', "),
+        ("relabel.idm_network=foo", "'relabel.idm_network' has the invalid value 'foo': input should be 'impala' "),
         ("stage1.steps=0", "Configuration key 'stage1.steps' has the invalid value 0: input should be greater than"),
         ("stage1.steps=", "Configuration key 'stage1.steps' has the invalid value None"),
         ("model.quantizer.commitment=inf", "Configuration key 'model.quantizer.commitment' has the invalid value inf"),

@@ -80,14 +80,17 @@ def context_of(run: RunDir, seed_dir: SeedDir, options: Options, progress: Progr
 
 
 def chain(config: Config, *, baselines: bool = False) -> list[Stage]:
-    """The stages of ``run-all`` for one game and seed, in order.
+    """The stages of ``run-all`` for one game and seed, in order, with those that they need.
 
     Raises:
         UnknownNameError: the configuration names a stage that is not there.
     """
     extra = [STAGES.get(name) for name in config.extra_stages]
     included = ("always", "baselines") if baselines else ("always",)
-    return [stage for stage in STAGES.values() if stage.in_chain in included or stage in extra]
+    wanted = [stage for stage in STAGES.values() if stage.in_chain in included or stage in extra]
+    for stage in wanted:  # What is added may need others in its turn.
+        wanted += [needed for needed in map(STAGES.get, stage.requires) if needed not in wanted]
+    return [stage for stage in STAGES.values() if stage in wanted]
 
 
 @dataclass(frozen=True)

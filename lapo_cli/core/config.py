@@ -275,17 +275,17 @@ class RelabelConfig(Section):
         "online.steps. Its frames are kept in memory.",
     )
     idm_steps: int = Field(
-        2_000, ge=1, description="Online variant: updates of the inverse dynamics model on random play, as in stage 1."
+        2_000, ge=1, description="Online variant: updates of each inverse dynamics model on random play, as in stage 1."
     )
-    idm_network: Literal["stage1", Trunk] = Field(
-        "stage1",
-        description="Online variant: that model is stage1's, fine-tuned, or one of the trunk "
-        "impala or compact from random weights, which has the policy's scale and sees what the policy sees.",
+    idm_network: Trunk = Field(
+        "impala",
+        description="Online variant: trunk of the one that is trained from random weights beside stage1's, of the "
+        "policy's scale and on frames of its size: impala, the paper's, or compact.",
     )
     play_temperature: float = Field(
         1.0,
         ge=0.01,
-        description="Divides the logits of that model for the clone's targets; below 1, they are sharper.",
+        description="Divides the logits of these models' mean for the clone's targets; below 1, they are sharper.",
     )
 
 

@@ -178,7 +178,7 @@ def test_the_last_stages_side_by_side_are_those_of_one_process(
     expected = run_chain(alone, "maze", 0, Options("cpu", data_dir), Silent())
     shutil.copytree(alone.path, tmp_path / "beside")
     beside = RunDir.open(tmp_path / "beside")
-    for name in ("offline", "online", "online-relabel", "scratch", "evaluation", "measurements"):
+    for name in ("offline", "online", "random-play", "online-relabel", "scratch", "evaluation", "measurements"):
         shutil.rmtree(beside.seed_dir("maze", 0).path / name)
     notes, options = _Said(), Options("cpu", data_dir, side_by_side=True)
     with _threads(4):
@@ -201,13 +201,14 @@ def test_a_stage_begins_when_those_that_it_needs_are_done_the_longest_first(
     run = RunDir.create(tmp_path / "run", tiny("stage1.steps=100", *_RELABELLED_ONLINE), "paper")
     with _threads(2):
         results = run_chain(run, "maze", 0, Options("cpu", data_dir, side_by_side=True), Silent())
-    assert [result.stage for result in results] == ["idm", "policy", "offline", "online", "online-relabel", "scratch"]
+    order = ["idm", "policy", "offline", "online", "random-play", "online-relabel", "scratch"]
+    assert [result.stage for result in results] == order
     assert not any(result.skipped for result in results)
 
     def time_of(stage: str, file: str) -> int:
         return (run.seed_dir("maze", 0).stage(stage).path / file).stat().st_mtime_ns
 
-    assert time_of("scratch", "config.yaml") < time_of("idm", "done.json")
+    assert time_of("random-play", "config.yaml") < time_of("idm", "done.json")
     assert time_of("idm", "done.json") < time_of("policy", "config.yaml")
     assert time_of("policy", "done.json") < time_of("online-relabel", "config.yaml")
     # The longest comes first, and there is one more stage than there are processes.

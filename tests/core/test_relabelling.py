@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,17 +21,17 @@ from lapo_cli.core.data.batches import gather_windows
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
 from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
 from lapo_cli.core.models.frames import normalize
-from lapo_cli.core.models.impala import CompactTrunk
+from lapo_cli.core.models.impala import CompactTrunk, ImpalaTrunk
 from lapo_cli.core.pipeline import Options, run_all
 from lapo_cli.core.progress import Silent, Task
 from lapo_cli.core.run_dir import RunDir, StageDir
-from lapo_cli.core.stages import online_relabel, relabel
+from lapo_cli.core.stages import online_relabel, random_play, relabel
 from lapo_cli.core.stages.relabel import decoded_targets
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import LabelledVideo, inferred_targets, load_inverse_dynamics
 from lapo_cli.core.training.metrics import EVALUATED, read_metrics
-from lapo_cli.core.training.networks import build_supervised_idm
+from lapo_cli.core.training.networks import build_supervised_idm, header
 from lapo_cli.core.training.stage import stage_seed
 from tests.core.tiny_config import run
 
@@ -47,16 +48,15 @@ def _weights(ctx: Context, folder: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("warm", [True, False])
-@pytest.mark.parametrize("stage", ["relabel", "online-relabel"])
-def test_clones_start_from_the_latent_policy_where_they_are_to(context: MakeContext, stage: str, warm: bool) -> None:
+@pytest.mark.parametrize("clone", ["relabel/labels-64", "online-relabel/clone"])
+def test_clones_start_from_the_latent_policy_where_they_are_to(context: MakeContext, clone: str, warm: bool) -> None:
     """At a learning rate of nothing they stay where they start."""
     ctx = context(*_SMALL, f"relabel.warm_start={str(warm).lower()}", "stage2.weight_decay=0", "online.steps=384")
-    for name in ("idm", "policy", stage):
+    for name in ("idm", "policy", *(["random-play"] if "online" in clone else []), clone.split("/")[0]):
         run(ctx, name)
-    start = _weights(ctx, "policy")
-    clone = _weights(ctx, "relabel/labels-64" if stage == "relabel" else "online-relabel/clone")
+    start, cloned = _weights(ctx, "policy"), _weights(ctx, clone)
     for name in ("trunk.convs.0.weight", "trunk.convs.11.conv1.bias", "hidden.weight"):
-        close = torch.allclose(clone[f"agent.policy.{name}"], start[f"policy.{name}"], atol=1e-5)
+        close = torch.allclose(cloned[f"agent.policy.{name}"], start[f"policy.{name}"], atol=1e-5)
         assert close == warm, name
 
 
@@ -73,15 +73,22 @@ def test_a_clone_of_another_size_cannot_start_from_the_latent_policy(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_targets_are_the_inferred_probabilities_at_a_temperature(context: MakeContext, temperature: float) -> None:
-    ctx = context()
+def test_targets_are_the_mean_of_the_inferred_probabilities_at_a_temperature(
+    context: MakeContext, tmp_path: Path, temperature: float
+) -> None:
+    ctx, folders = context(), [StageDir(tmp_path / name) for name in ("one", "other")]
     torch.manual_seed(0)
-    idm = build_supervised_idm(ctx.config.model, 15).requires_grad_(False)
+    models = [build_supervised_idm(ctx.config.model, 15).requires_grad_(False) for _ in folders]
+    for folder, idm in zip(folders, models, strict=True):
+        folder.path.mkdir()
+        folder.save_weights({"idm": idm}, header(ctx, folder))
     video = ctx.open_store("train").video()
     windows = video.windows(640)
-    found = inferred_targets(ctx, idm, video, windows, temperature)
+    found = inferred_targets(ctx, folders, video, windows, temperature)
+    assert np.array_equal(inferred_targets(ctx, folders, video, windows, temperature).actions, found.actions)
     frames = torch.from_numpy(gather_windows(video.frames, windows))
-    powers = idm.infer(normalize(frames, idm.size)).exp() ** (1 / temperature)
+    of_models = [idm.infer(normalize(frames, idm.size)).softmax(1) for idm in models]
+    powers = (sum(of_models) / 2) ** (1 / temperature)
     assert np.array_equal(found.windows, windows)
     assert np.allclose(found.actions, powers / powers.sum(1, keepdim=True), atol=1e-3)
 
@@ -113,12 +120,13 @@ def test_few_labels_are_decoded_by_the_configured_decoder(
 
 def test_what_a_stage_does_not_read_does_not_start_it_over(context: MakeContext) -> None:
     ctx = context(*_SMALL, "online.steps=384")
-    for name in ("idm", "policy", "relabel", "online-relabel"):
+    for name in ("idm", "policy", "relabel", "random-play", "online-relabel"):
         run(ctx, name)
     of_labels = ctx.config.offline.model_copy(update={"decoder": "linear", "labels": (8,)})
     of_play = ctx.config.relabel.model_copy(update={"play_temperature": 0.5})
     assert run(replace(ctx, config=ctx.config.model_copy(update={"offline": of_labels})), "online-relabel").skipped
-    assert run(replace(ctx, config=ctx.config.model_copy(update={"relabel": of_play})), "relabel").skipped
+    for name in ("relabel", "random-play"):
+        assert run(replace(ctx, config=ctx.config.model_copy(update={"relabel": of_play})), name).skipped
     assert not run(replace(ctx, config=ctx.config.model_copy(update={"offline": of_labels})), "relabel").skipped
 
 
@@ -133,7 +141,7 @@ def test_a_clone_of_random_play_takes_the_configured_temperature(
 
     monkeypatch.setattr(online_relabel, "inferred_targets", targets)
     ctx = context(*_SMALL, "relabel.play_temperature=0.25", "online.steps=384")
-    for name in ("idm", "policy", "online-relabel"):
+    for name in ("idm", "policy", "random-play", "online-relabel"):
         run(ctx, name)
     assert seen == [0.25]
 
@@ -143,16 +151,14 @@ def test_random_play_is_labelled_with_the_actions_that_led_from_frame_to_frame(
 ) -> None:
     played: list[LabelledVideo] = []
 
-    def train(ctx: Context, stage: str, folder: StageDir, title: str, frames: LabelledVideo, *args: Any) -> Any:
+    def train(ctx: Context, stage: str, folder: StageDir, title: str, frames: LabelledVideo, *_: Any, **__: Any) -> Any:
         played.append(frames)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(online_relabel, "train_inverse_dynamics", train)
-    ctx = context(*_SMALL, "relabel.env_steps=1024", "online.steps=2048")
-    for name in ("idm", "policy"):
-        run(ctx, name)
+    monkeypatch.setattr(random_play, "train_inverse_dynamics", train)
+    ctx = context(*_SMALL, "relabel.env_steps=1024")
     with pytest.raises(KeyboardInterrupt):
-        run(ctx, "online-relabel")
+        run(ctx, "random-play")
     (play,), num_envs = played, ctx.config.online.ppo.num_envs
     frames = play.video.frames.reshape(num_envs, -1, *play.video.frames.shape[1:])
     actions = play.actions.reshape(num_envs, -1)
@@ -171,20 +177,20 @@ def test_random_play_is_labelled_with_the_actions_that_led_from_frame_to_frame(
     assert sorted(centres) == play.windows.tolist()
 
 
-def test_the_model_of_random_play_starts_from_the_trunk_of_stage_1(context: MakeContext) -> None:
+def test_the_model_of_stage_1_is_fine_tuned_on_random_play(context: MakeContext) -> None:
     """At a learning rate of nothing it stays where it starts."""
     still = [f"stage1.{key}=1e-9" for key in ("lr", "lr_start", "lr_end")]
     ctx = context(*_SMALL, "online.steps=384", *still, "stage1.weight_decay=0")
-    for name in ("idm", "policy", "online-relabel"):
+    for name in ("idm", "policy", "random-play", "online-relabel"):
         run(ctx, name)
     start, tuned = _weights(ctx, "idm"), _weights(ctx, "online-relabel/idm")
     for name in ("trunk.convs.0.weight", "trunk.convs.11.conv1.bias"):
         assert torch.allclose(tuned[f"idm.{name}"], start[f"idm.{name}"], atol=1e-5), name
 
 
-def test_the_model_of_random_play_is_the_network_of_stage_1_whatever_is_configured(context: MakeContext) -> None:
+def test_the_fine_tuned_model_is_the_network_of_stage_1_whatever_is_configured(context: MakeContext) -> None:
     ctx = context(*_SMALL, "online.steps=384")
-    for name in ("idm", "policy"):
+    for name in ("idm", "policy", "random-play"):
         run(ctx, name)
     larger = ctx.config.model.model_copy(update={"idm_scale": 2})
     run(replace(ctx, config=ctx.config.model_copy(update={"model": larger})), "online-relabel")
@@ -192,17 +198,22 @@ def test_the_model_of_random_play_is_the_network_of_stage_1_whatever_is_configur
     assert all(value.shape == start[name].shape for name, value in tuned.items() if name.startswith("idm.trunk"))
 
 
-def test_the_model_of_random_play_may_be_a_fresh_network_of_the_policy_s_size(context: MakeContext) -> None:
+@pytest.mark.parametrize(("network", "trunk"), [("impala", ImpalaTrunk), ("compact", CompactTrunk)])
+def test_the_model_of_random_play_sees_what_the_policy_sees(
+    context: MakeContext, network: str, trunk: type[torch.nn.Module]
+) -> None:
+    """At a learning rate of nothing it stays where it starts."""
     still = [f"stage1.{key}=1e-9" for key in ("lr", "lr_start", "lr_end")]
-    policy = ("model.policy_size=32", "model.frame_size=16", "relabel.idm_network=compact")
-    ctx = context(*_SMALL, *policy, "online.steps=384", *still, "stage1.weight_decay=0")
-    for name in ("idm", "policy", "online-relabel"):
-        run(ctx, name)
-    learnt = load_inverse_dynamics(ctx, StageDir(ctx.seed_dir.path / "online-relabel" / "idm"))
-    assert isinstance(learnt.trunk, CompactTrunk)
+    policy = ("model.policy_size=32", "model.frame_size=16", f"relabel.idm_network={network}")
+    ctx = context(*_SMALL, *policy, *still, "stage1.weight_decay=0")
+    results = run(ctx, "random-play").results
+    assert 0 <= results["val/accuracy"] <= 1
+    assert results["env_steps"] == 256
+    learnt = load_inverse_dynamics(ctx, ctx.seed_dir.stage("random-play"))
+    assert isinstance(learnt.trunk, trunk)
     assert learnt.size == 32
-    torch.manual_seed(stage_seed(ctx, "online-relabel/idm"))
-    fresh = build_supervised_idm(ctx.config.model, 15, "compact")
+    torch.manual_seed(stage_seed(ctx, "random-play"))
+    fresh = build_supervised_idm(ctx.config.model, 15, network)
     for mine, its in zip(learnt.parameters(), fresh.parameters(), strict=True):
         assert torch.allclose(mine, its, atol=1e-5)
 
@@ -213,16 +224,15 @@ def test_held_out_frames_need_no_actions(context: MakeContext, monkeypatch: pyte
     ctx = context(*_SMALL, "online.steps=384")
     for name in ("idm", "policy"):
         run(ctx, name)
+    assert "val/accuracy" not in run(ctx, "random-play").results
     results = run(ctx, "online-relabel").results
-    assert "val/accuracy" not in results["idm"] | results["clone"]
+    assert "val/accuracy" not in results["clone"]
     assert results["env_steps"] == 384
 
 
 @pytest.mark.parametrize("steps", [256, 255])
 def test_play_that_leaves_no_step_for_ppo_is_a_usage_error(context: MakeContext, steps: int) -> None:
     ctx = context(*_SMALL, f"online.steps={steps}")
-    for name in ("idm", "policy"):
-        run(ctx, name)
     with pytest.raises(UsageError, match=r"takes 256 of the 25[56] environment steps: lower relabel\.env_steps or"):
         run(ctx, "online-relabel")
 
@@ -246,17 +256,15 @@ class _Restless(VecEnv):
 
 def test_play_without_three_frames_in_a_row_is_an_error(context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = context(*_SMALL)
-    for name in ("idm", "policy"):
-        run(ctx, name)
     monkeypatch.setitem(ENVIRONMENTS._items, "maze", EnvSpec("maze", 15, make=_Restless))
     with pytest.raises(BrokenEnvironmentError, match="lasts for three frames"):
-        run(replace(ctx), "online-relabel")
+        run(replace(ctx), "random-play")
 
 
 def test_ppo_continues_with_the_last_layers_of_the_clone(context: MakeContext) -> None:
     rates = [f"online.{layer}.{key}=0" for layer in ("action_head", "hidden") for key in ("start", "peak")]
     ctx = context(*_SMALL, "online.steps=768", "evaluation.curve_points=1", *rates)
-    for name in ("idm", "policy"):
+    for name in ("idm", "policy", "random-play"):
         run(ctx, name)
     results = run(ctx, "online-relabel").results
     assert results["env_steps"] == 768  # 256 of random play among them
@@ -287,7 +295,9 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("during", ["model of random play", "clone of what", "between", "stage 3 online-relabel"])
+@pytest.mark.parametrize(
+    "during", ["model of random", "actions of all", "model on random", "clone of what", "between", "stage 3 online"]
+)
 def test_an_interrupted_run_ends_as_an_unbroken_one(
     context: MakeContext, tmp_path: Path, during: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,14 +309,20 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
     for name in ("idm", "policy"):
         (copy / name).symlink_to(unbroken.seed_dir.path / name)
     broken = replace(unbroken, seed_dir=replace(unbroken.seed_dir, path=copy))
-    run(unbroken, "online-relabel")
+
+    def run_both(ctx: Context) -> None:
+        run(ctx, "random-play")
+        run(ctx, "online-relabel")
+
     if during == "between":
         monkeypatch.setattr(online_relabel, "ClonedAgent", _interrupt)
+    shutil.rmtree(broken.data_dir / "maze" / "latents")  # Else it finds the actions of all frames.
     with pytest.raises(KeyboardInterrupt):
-        run(replace(broken, progress=_Interrupt(during)), "online-relabel")
+        run_both(replace(broken, progress=_Interrupt(during)))
     monkeypatch.undo()
-    run(broken, "online-relabel")
-    for folder in ("online-relabel/idm", "online-relabel/clone", "online-relabel"):
+    run_both(broken)
+    run_both(unbroken)
+    for folder in ("random-play", "online-relabel/idm", "online-relabel/clone", "online-relabel"):
         one, other = _weights(unbroken, folder), _weights(broken, folder)
         for name, value in one.items():
             assert torch.equal(value, other[name]), (folder, name)

@@ -4,16 +4,10 @@ from typing import Any
 
 import torch
 
-from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.cloning import Targets, clone_for_each, clone_policies, with_true_actions
 from lapo_cli.core.training.context import Context
-from lapo_cli.core.training.inverse_dynamics import (
-    LabelledVideo,
-    inferred_targets,
-    load_inverse_dynamics,
-    train_inverse_dynamics,
-)
+from lapo_cli.core.training.inverse_dynamics import LabelledVideo, inferred_targets, train_inverse_dynamics
 from lapo_cli.core.training.latent_labels import label_counts, labelled_frames
 from lapo_cli.core.training.networks import IDM_NETWORK, POLICY_NETWORK, direct_agent_of
 from lapo_cli.core.training.stage import STAGES, Stage, needs_actions, run_part
@@ -29,7 +23,7 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     order = labelled_frames(ctx, train)
     windows = video.windows(ctx.config.data.max_frames)
 
-    def inferring(count: int) -> InverseDynamics:
+    def inferring(count: int) -> StageDir:
         folder = StageDir(stage.path / f"idm-{count}")
 
         def work() -> dict[str, Any]:
@@ -38,12 +32,12 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
             return train_inverse_dynamics(ctx, _NAME, folder, title, frames, ctx.config.offline.steps)
 
         run_part(ctx, folder, f"{_NAME}/{folder.name}", {"labels": count}, work)
-        return load_inverse_dynamics(ctx, folder)
+        return folder
 
     def targets(count: int) -> Targets:
         with torch.random.fork_rng(devices=[]):  # The clone starts from the same weights if it is resumed after this.
-            idm = inferring(count)
-        return with_true_actions(inferred_targets(ctx, idm, video, windows), train, order[:count])
+            inferred = inferred_targets(ctx, [inferring(count)], video, windows)
+        return with_true_actions(inferred, train, order[:count])
 
     return clone_for_each(ctx, stage, _LABEL, label_counts(ctx, len(order)), targets, ctx.config.stage2)
 

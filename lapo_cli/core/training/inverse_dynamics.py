@@ -1,6 +1,6 @@
 """Supervised inverse dynamics: a model of stage 1's trunk and budget that is trained on true actions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from lapo_cli.core.data.batches import FrameLoader
 from lapo_cli.core.data.store import FrameStore, Video
+from lapo_cli.core.files import sha256_file
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.idm import InverseDynamics
 from lapo_cli.core.run_dir import WEIGHTS, StageDir, read_about
 from lapo_cli.core.training.cloning import Targets
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.fit import TrainingFrames, fit
-from lapo_cli.core.training.latent_labels import CHUNK, gather_batches
+from lapo_cli.core.training.latent_labels import CHUNK, gather_batches, labels_of_all
 from lapo_cli.core.training.networks import actions_of, build_supervised_idm, header, model_of
 from lapo_cli.core.training.probe import split_by_episode
 from lapo_cli.core.training.stage import stage_seed
@@ -107,25 +108,45 @@ def load_inverse_dynamics(ctx: Context, folder: StageDir) -> InverseDynamics:
 
 
 def inferred_targets(
-    ctx: Context, idm: InverseDynamics, video: Video, windows: NDArray[np.int64], temperature: float = 1.0
+    ctx: Context, folders: Sequence[StageDir], video: Video, windows: NDArray[np.int64], temperature: float = 1.0
 ) -> Targets:
-    """The probabilities that the model gives the actions at ``windows`` (W,) ascending, for a clone.
+    """Probabilities of the actions at ``windows`` (W,) ascending, the mean of the models in ``folders``, for a clone.
 
     Args:
-        temperature: divides the logits.
+        temperature: divides the logits of the mean.
+
+    Raises:
+        DiskFullError, CorruptDataError: see :func:`labels_of_all`.
+        CorruptDataError: the weights are missing or damaged.
     """
-    found: list[Tensor] = []
-    with ctx.progress.task(ctx.title("actions of all frames"), len(windows), "frame") as task:
-        for logits in _logits(ctx, idm, video, windows):
-            found.append((logits / temperature).softmax(1).to(torch.float16).cpu())
-            task.update(min(len(found) * CHUNK, len(windows)))
-    return Targets(windows, torch.cat(found).numpy())
+    of_models = [inferred_actions(ctx, folder, video, windows) for folder in folders]
+    actions = np.empty_like(of_models[0])
+    for part in (slice(start, start + CHUNK) for start in range(0, len(windows), CHUNK)):
+        logits = torch.stack([torch.from_numpy(np.array(of_model[part])).float() for of_model in of_models])
+        actions[part] = (logits.logsumexp(0) / temperature).softmax(1).numpy()
+    return Targets(windows, actions)
+
+
+def inferred_actions(ctx: Context, folder: StageDir, video: Video, windows: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Log-probabilities of the actions at ``windows`` (W,), (W, num_actions), by the model in ``folder``.
+
+    They are computed once, see :func:`labels_of_all`, for what it raises too.
+
+    Raises:
+        CorruptDataError: the weights are missing or damaged.
+    """
+    idm = load_inverse_dynamics(ctx, folder)
+
+    def infer(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        return (logits.log_softmax(1) for logits in _logits(ctx, idm, batches))
+
+    made = sha256_file(folder.path / WEIGHTS)
+    return labels_of_all(ctx, "actions", infer, idm.head.out_features, made, video, windows)
 
 
 @torch.no_grad()
-def _logits(ctx: Context, idm: InverseDynamics, video: Video, windows: NDArray[np.int64]) -> Iterator[Tensor]:
-    loader = FrameLoader(video, ctx.compute.device, resident=False)
-    for batch in gather_batches(loader, windows):
+def _logits(ctx: Context, idm: InverseDynamics, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    for batch in batches:
         with ctx.compute.autocast():
             logits = idm.infer(normalize(batch, idm.size))
         yield logits.float()
@@ -136,5 +157,6 @@ def _accuracy(ctx: Context, idm: InverseDynamics, store: FrameStore) -> dict[str
     _, pairs = split_by_episode(store.labelled(store.video().windows()), store.episode_starts, most=most, seed=seed)
     if store.actions is None or len(pairs) == 0:
         return {}
-    inferred = torch.cat([logits.argmax(1).cpu() for logits in _logits(ctx, idm, store.video(), pairs)])
+    batches = gather_batches(FrameLoader(store.video(), ctx.compute.device, resident=False), pairs)
+    inferred = torch.cat([logits.argmax(1).cpu() for logits in _logits(ctx, idm, batches)])
     return {"val/accuracy": float((inferred.numpy() == store.actions[pairs]).mean())}

@@ -1,8 +1,8 @@
-"""Latent actions of windows: on the fly, or of a whole data set, computed once and kept on disk."""
+"""What inverse dynamics models infer of windows: on the fly, or of a whole data set, computed once and kept on disk."""
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -97,54 +97,71 @@ def label_counts(ctx: Context, available: int) -> list[int]:
 def latent_labels(
     ctx: Context, idm: InverseDynamicsModel, idm_fingerprint: str, video: Video, windows: NDArray[np.int64]
 ) -> NDArray[np.float16]:
-    """z_t before quantization of every window, (W, la_dim) float16, memory-mapped.
+    """z_t before quantization of every window, (W, la_dim) float16; see :func:`labels_of_all`."""
 
-    The labels are cached beside the frames under a key of the IDM and the video; those used last are kept.
+    def infer(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        return latent_actions(ctx, idm, batches)
+
+    return labels_of_all(ctx, "latent actions", infer, idm.quantizer.la_dim, idm_fingerprint, video, windows)
+
+
+def labels_of_all(
+    ctx: Context,
+    what: str,
+    infer: Callable[[Iterable[Tensor]], Iterator[Tensor]],
+    width: int,
+    model_fingerprint: str,
+    video: Video,
+    windows: NDArray[np.int64],
+) -> NDArray[np.float16]:
+    """What a model says of every window, (W, width) float16, memory-mapped.
+
+    The labels are cached beside the frames under a key of the model and the video; those used last are kept.
 
     Args:
+        what: they are, for progress.
+        infer: from batches of windows (B, 3, H, W, 3) uint8 to labels (B, width), on the device.
         windows: (W,) centres.
 
     Raises:
         DiskFullError: the cache does not fit.
         CorruptDataError: the cached file is damaged.
     """
-    folder = ctx.data_dir / ctx.game / "latents"
+    folder, shape = ctx.data_dir / ctx.game / "latents", (len(windows), width)
     centres = hashlib.sha256(windows.tobytes()).hexdigest()
-    key = fingerprint([idm_fingerprint, video.fingerprint, centres, ctx.compute.bf16])
-    file = folder / f"{key}.npy"
+    file = folder / f"{fingerprint([model_fingerprint, video.fingerprint, centres, ctx.compute.bf16])}.npy"
 
     def make_or_keep() -> None:
         try:
             os.utime(file)  # The files that are kept are those used last.
         except FileNotFoundError:
-            _write(ctx, idm, video, windows, file)
+            loader = FrameLoader(video, ctx.compute.device)
+            _write(ctx, what, infer(gather_batches(loader, windows)), shape, file)
 
     distributed.on_main(make_or_keep)
     try:
         labels: NDArray[np.float16] = load_array(file, mapped=True)
-        if labels.dtype != np.float16 or labels.shape != (len(windows), idm.quantizer.la_dim):
-            raise CorruptDataError(f"{file} holds other latent actions.")
+        if labels.dtype != np.float16 or labels.shape != shape:
+            raise CorruptDataError(f"{file} holds something else.")
     except CorruptDataError as error:
         raise CorruptDataError(f"{file} is damaged: delete it and run the same command again.") from error
     _drop_old(folder)
     return labels
 
 
-def _write(ctx: Context, idm: InverseDynamicsModel, video: Video, windows: NDArray[np.int64], file: Path) -> None:
-    shape = (len(windows), idm.quantizer.la_dim)
-    require_free_space(file.parent, 2 * shape[0] * shape[1], "Caching latent actions")
-    loader = FrameLoader(video, ctx.compute.device)
+def _write(ctx: Context, what: str, labels: Iterator[Tensor], shape: tuple[int, int], file: Path) -> None:
+    require_free_space(file.parent, 2 * shape[0] * shape[1], f"Caching {what}")
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
     with (
-        ctx.progress.task(ctx.title("latent actions of all frames"), len(windows), "frame") as task,
+        ctx.progress.task(ctx.title(f"{what} of all frames"), shape[0], "frame") as task,
         atomic_path(file) as temporary,
         temporary.open("wb") as out,
     ):
         np.lib.format.write_array_header_1_0(out, header)
         done = 0
-        for z in latent_actions(ctx, idm, gather_batches(loader, windows)):
-            out.write(z.to(torch.float16).cpu().numpy().tobytes())
-            done += len(z)
+        for of_batch in labels:
+            out.write(of_batch.to(torch.float16).cpu().numpy().tobytes())
+            done += len(of_batch)
             task.update(done)
 
 

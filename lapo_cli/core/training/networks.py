@@ -27,6 +27,7 @@ _Module = TypeVar("_Module", bound=torch.nn.Module)
 IDM = "idm"
 POLICY = "policy"
 SUPERVISED_IDM = "supervised-idm"
+RANDOM_PLAY = "random-play"
 
 IDM_NETWORK = ("model.frame_size", "model.idm_scale", "model.motion_init")
 """The settings that :func:`build_supervised_idm` reads, for :attr:`Stage.sections`."""
