@@ -185,7 +185,7 @@ class Chain:
                 results[stage.name] = work() if stage.parallel else distributed.on_main(work)
                 if results[stage.name].skipped:
                     progress.log(f"{self.game}, seed {self.seed}: {stage.name} was finished before.")
-            results |= self._run_side_by_side(ctx, waiting, workers)
+            results |= self._run_side_by_side(ctx, waiting, included, workers)
             distributed.on_main(lambda: _evaluate(ctx))
         return [results[stage.name] for stage in included]
 
@@ -197,8 +197,12 @@ class Chain:
         alone = not self.options.side_by_side or ctx.compute.is_cuda or distributed.world_size() > 1
         return 1 if alone else torch.get_num_threads()
 
-    def _run_side_by_side(self, ctx: Context, waiting: list[Stage], workers: int) -> dict[str, StageResult]:
+    def _run_side_by_side(
+        self, ctx: Context, waiting: list[Stage], included: list[Stage], workers: int
+    ) -> dict[str, StageResult]:
         """Run stages in processes of their own, each as soon as those that it needs are done, and evaluate them there.
+
+        A stage has its share of the threads whether or not those that may run beside it do so: results are the same.
 
         Raises:
             Exception: what the first of those in ``waiting`` failed with that did; those that do not need it are
@@ -206,9 +210,9 @@ class Chain:
         """
         of = replace(self, options=replace(self.options, data_dir=ctx.data_dir))
         works = [StageWork(of, stage.name) for stage in _longest_first(waiting, self.run.config)]
-        devices = [str(ctx.compute.device)] * max(1, min(workers, len(last_stages(waiting))))
-        errors = {}
-        for work, error in side_by_side(works, devices, ctx.progress, StageWork.after):
+        shares = {stage.name: workers // (1 + len(beside(stage, included))) for stage in waiting}
+        devices, errors = [str(ctx.compute.device)] * workers, {}
+        for work, error in side_by_side(works, devices, ctx.progress, StageWork.after, lambda work: shares[work.stage]):
             if error is not None:
                 errors[work.stage] = error
                 ctx.progress.log(f"{work.title} stopped: {what_stopped(error)}")
@@ -281,6 +285,21 @@ def last_stages(included: list[Stage]) -> list[Stage]:
     """The stages that no other one needs: no more than these can be run at a time."""
     needed = {name for stage in included for name in stage.requires}
     return [stage for stage in included if stage.name not in needed]
+
+
+def beside(stage: Stage, included: list[Stage]) -> list[Stage]:
+    """The stages that may run at the same time: those that neither need it nor are needed by it."""
+    needed = {other.name: _needed(other) for other in included}
+    return [
+        other
+        for other in included
+        if other.name not in needed[stage.name] | {stage.name} and stage.name not in needed[other.name]
+    ]
+
+
+def _needed(stage: Stage) -> set[str]:
+    """Names of the stages that it needs, and that these need."""
+    return set(stage.requires).union(*(_needed(STAGES.get(name)) for name in stage.requires))
 
 
 def _longest_first(included: list[Stage], config: Config) -> list[Stage]:

@@ -50,12 +50,12 @@ def side_by_side(
     devices: Sequence[str],
     progress: Progress,
     after: Callable[[_W], Collection[str]] = lambda work: (),
+    threads: Callable[[_W], int] | None = None,
 ) -> Iterator[tuple[_W, Exception | None]]:
     """Do all of it, as many pieces at a time as there are devices; what fails stops nothing that does not need it.
 
-    With one device in this process, else in processes of their own, which divide this one's threads: those that are
-    started together get equal shares of what is free. When the iterator is closed, or KeyboardInterrupt is raised in
-    it, what is under way is stopped and gets the time to write a checkpoint.
+    With one device in this process, else in processes of their own. When the iterator is closed, or KeyboardInterrupt
+    is raised in it, what is under way is stopped and gets the time to write a checkpoint.
 
     Args:
         works: what is to be done, a piece after those that it needs; other processes load
@@ -63,12 +63,23 @@ def side_by_side(
         devices: for each that is done at a time; the same one may be named again.
         progress: to which all of it reports.
         after: titles of the pieces that a piece needs. It is not done if one of them fails.
+        threads: how many a piece has in its process; equal shares of this one's if nothing else is said. The last
+            digits of what is trained depend on them, and so it should not matter what happens to run beside.
 
     Yields:
         Each piece as it ends, and what it failed with, or None.
     """
-    ends = _one_by_one if len(devices) == 1 else _in_processes
-    yield from ends(_Queue(works, after), devices, progress)
+    queue = _Queue(works, after)
+    if len(devices) == 1:
+        yield from _one_by_one(queue, devices[0], progress)
+    else:
+        yield from _in_processes(queue, devices, progress, threads or (lambda work: _threads() // len(devices)))
+
+
+def _threads() -> int:
+    import torch  # Late, because it is slow to load and the command line lists launchers.
+
+    return torch.get_num_threads()
 
 
 class _Queue(Generic[_W]):
@@ -100,12 +111,12 @@ class _Queue(Generic[_W]):
                 self._waiting.remove(other)
 
 
-def _one_by_one(works: _Queue[_W], devices: Sequence[str], progress: Progress) -> Iterator[tuple[_W, Exception | None]]:
+def _one_by_one(works: _Queue[_W], device: str, progress: Progress) -> Iterator[tuple[_W, Exception | None]]:
     while works:
         (work,) = works.take(1)
         error = None
         try:
-            work(devices[0], progress)
+            work(device, progress)
         except Exception as caught:
             error = caught
         works.end(work, error)
@@ -113,29 +124,23 @@ def _one_by_one(works: _Queue[_W], devices: Sequence[str], progress: Progress) -
 
 
 def _in_processes(
-    works: _Queue[_W], devices: Sequence[str], progress: Progress
+    works: _Queue[_W], devices: Sequence[str], progress: Progress, threads: Callable[[_W], int]
 ) -> Iterator[tuple[_W, Exception | None]]:
-    import torch  # Late, because it is slow to load and the command line lists launchers.
-
-    free, threads = deque(devices), torch.get_num_threads()
+    free = deque(devices)
     working: dict[Connection, _Worker[_W]] = {}
     resource_tracker.ensure_running()  # Else it is started with the first process, and ends the postponement below.
     try:
         while works or working:
-            ready = works.take(len(free))
-            share = max(1, threads // max(1, len(ready)))
-            for work in ready:
+            for work in works.take(len(free)):
                 with postponed():  # Else one that comes before the worker is noted would leave it behind.
-                    worker = _Worker(work, free.popleft(), share, progress)
+                    worker = _Worker(work, free.popleft(), max(1, threads(work)), progress)
                     working[worker.events] = worker
-                threads -= share
             for events in wait(list(working), _POLL_SECONDS):
                 assert isinstance(events, Connection)
                 worker = working[events]
                 if not worker.receive():
                     del working[events]
                     free.append(worker.device)
-                    threads += worker.threads
                     works.end(worker.work, worker.outcome)
                     yield worker.work, worker.outcome
     finally:
@@ -146,13 +151,12 @@ class _Worker(Generic[_W]):
     """A process with its work, as the process that started it sees it.
 
     Attributes:
-        threads: how many it has.
         events: what it sends; at its end when the process has ended.
         outcome: what it failed with, or None; valid once the process has ended.
     """
 
     def __init__(self, work: _W, device: str, threads: int, progress: Progress) -> None:
-        self.work, self.device, self.threads = work, device, threads
+        self.work, self.device = work, device
         self.replay = Replay(progress)
         self.outcome: Exception | None = WorkerKilledError(
             "A process was killed, perhaps for lack of memory: run the same command with --serial or with fewer --jobs."

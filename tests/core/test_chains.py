@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import lapo_cli
-from lapo_cli.core.chains import Chain, chain
+from lapo_cli.core.chains import Chain, beside, chain
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import RunDirError, UsageError
 from lapo_cli.core.launchers.base import Needs
@@ -213,6 +213,14 @@ def test_a_stage_begins_when_those_that_it_needs_are_done_the_longest_first(
     assert time_of("policy", "done.json") < time_of("online-relabel", "config.yaml")
     # The longest comes first, and there is one more stage than there are processes.
     assert time_of("online-relabel", "config.yaml") < time_of("online", "config.yaml")
+
+
+def test_stages_that_do_not_need_one_another_may_run_at_the_same_time(tiny: Callable[..., Config]) -> None:
+    stages = chain(tiny("extra_stages=online-relabel"))
+    names = {stage.name: {other.name for other in beside(stage, stages)} for stage in stages}
+    assert names["idm"] == names["policy"] == {"random-play", "scratch"}
+    assert names["online-relabel"] == {"offline", "online", "scratch"}
+    assert names["scratch"] == names.keys() - {"scratch"}
 
 
 @pytest.mark.parametrize(
