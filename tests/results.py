@@ -155,7 +155,7 @@ def _without(rows: Iterable[_Row], games: Collection[str]) -> list[_Row]:
 
 def _plain(rows: Iterable[_Row]) -> list[_Row]:
     """Without others' results and what the table makes of the other columns."""
-    left_out = ("reference", "published", "policy")
+    left_out = ("reference", "published", "stage", "policy")
     return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
 

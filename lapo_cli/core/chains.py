@@ -202,15 +202,17 @@ class Chain:
     ) -> dict[str, StageResult]:
         """Run stages in processes of their own, each as soon as those that it needs are done, and evaluate them there.
 
-        A stage has its share of the threads whether or not those that may run beside it do so: results are the same.
+        A stage has its share of the threads whether or not those that may run beside it do so, or are finished already.
 
         Raises:
             Exception: what the first of those in ``waiting`` failed with that did; those that do not need it are
                 finished by then.
         """
+        if not waiting:
+            return {}
         of = replace(self, options=replace(self.options, data_dir=ctx.data_dir))
         works = [StageWork(of, stage.name) for stage in _longest_first(waiting, self.run.config)]
-        shares = {stage.name: workers // (1 + len(beside(stage, included))) for stage in waiting}
+        shares = thread_shares(included, workers)
         devices, errors = [str(ctx.compute.device)] * workers, {}
         for work, error in side_by_side(works, devices, ctx.progress, StageWork.after, lambda work: shares[work.stage]):
             if error is not None:
@@ -282,19 +284,22 @@ class StageWork:
 
 
 def last_stages(included: list[Stage]) -> list[Stage]:
-    """The stages that no other one needs: no more than these can be run at a time."""
+    """The stages that no other one needs: at the end of a chain so many can be run at a time."""
     needed = {name for stage in included for name in stage.requires}
     return [stage for stage in included if stage.name not in needed]
 
 
-def beside(stage: Stage, included: list[Stage]) -> list[Stage]:
-    """The stages that may run at the same time: those that neither need it nor are needed by it."""
-    needed = {other.name: _needed(other) for other in included}
-    return [
-        other
-        for other in included
-        if other.name not in needed[stage.name] | {stage.name} and stage.name not in needed[other.name]
-    ]
+def thread_shares(included: list[Stage], threads: int) -> dict[str, int]:
+    """Name -> equal share of the threads of all stages that may run at the same time, at least one.
+
+    Those are all that neither need it nor are needed by it, so that stages that do run together never have more.
+    """
+    needed = {stage.name: {stage.name} | _needed(stage) for stage in included}
+
+    def at_a_time(name: str) -> int:
+        return 1 + sum(name not in needed[other] and other not in needed[name] for other in needed)
+
+    return {name: max(1, threads // at_a_time(name)) for name in needed}
 
 
 def _needed(stage: Stage) -> set[str]:

@@ -37,7 +37,7 @@ def needs(config: Config, stages: Iterable[Stage], *, stores: int, devices: int 
     frame_bytes = 3 * config.model.policy_size**2  # Stores usually hold frames of the size that policies see.
     play = frame_bytes * max((stage.kept_frames(config) for stage in stages), default=0)
     latents = 2 * config.model.quantizer.la_dim * config.data.max_frames
-    # No training of a worker is larger than that of stage 1.
+    # Other trainings are taken to be no larger than that of stage 1.
     memory = devices * process + max(batch, play) if workers == 1 else process + workers * (process + batch) + play
     return Needs(
         disk=stores * config.data.max_frames * frame_bytes + latents + 3 * 4 * parameters,

@@ -63,8 +63,8 @@ def side_by_side(
         devices: for each that is done at a time; the same one may be named again.
         progress: to which all of it reports.
         after: titles of the pieces that a piece needs. It is not done if one of them fails.
-        threads: how many a piece has in its process; equal shares of this one's if nothing else is said. The last
-            digits of what is trained depend on them, and so it should not matter what happens to run beside.
+        threads: how many a piece has in its process, since the last digits of what is trained depend on that; equal
+            shares of this one's if nothing else is said.
 
     Yields:
         Each piece as it ends, and what it failed with, or None.

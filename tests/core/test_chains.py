@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import lapo_cli
-from lapo_cli.core.chains import Chain, beside, chain
+from lapo_cli.core.chains import Chain, chain, thread_shares
 from lapo_cli.core.config import Config
 from lapo_cli.core.errors import RunDirError, UsageError
 from lapo_cli.core.launchers.base import Needs
@@ -178,6 +178,7 @@ def test_the_last_stages_side_by_side_are_those_of_one_process(
     expected = run_chain(alone, "maze", 0, Options("cpu", data_dir), Silent())
     shutil.copytree(alone.path, tmp_path / "beside")
     beside = RunDir.open(tmp_path / "beside")
+    shutil.rmtree(data_dir / "maze" / "latents")
     for name in ("offline", "online", "random-play", "online-relabel", "scratch", "evaluation", "measurements"):
         shutil.rmtree(beside.seed_dir("maze", 0).path / name)
     notes, options = _Said(), Options("cpu", data_dir, side_by_side=True)
@@ -215,12 +216,16 @@ def test_a_stage_begins_when_those_that_it_needs_are_done_the_longest_first(
     assert time_of("online-relabel", "config.yaml") < time_of("online", "config.yaml")
 
 
-def test_stages_that_do_not_need_one_another_may_run_at_the_same_time(tiny: Callable[..., Config]) -> None:
+def test_stages_that_may_run_at_the_same_time_share_the_threads(tiny: Callable[..., Config]) -> None:
     stages = chain(tiny("extra_stages=online-relabel"))
-    names = {stage.name: {other.name for other in beside(stage, stages)} for stage in stages}
-    assert names["idm"] == names["policy"] == {"random-play", "scratch"}
-    assert names["online-relabel"] == {"offline", "online", "scratch"}
-    assert names["scratch"] == names.keys() - {"scratch"}
+    assert thread_shares(stages, 12) == {
+        **{"idm": 4, "policy": 4},  # beside random-play and scratch
+        **{"offline": 2, "online": 2},  # beside one another, random-play, online-relabel and scratch
+        "random-play": 2,  # beside all but online-relabel
+        "online-relabel": 3,  # beside offline, online and scratch
+        "scratch": 1,  # beside all
+    }
+    assert set(thread_shares(stages, 2).values()) == {1}
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_random_play_is_labelled_with_the_actions_that_led_from_frame_to_frame(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(random_play, "train_inverse_dynamics", train)
-    ctx = context(*_SMALL, "relabel.env_steps=1024")
+    ctx = context(*_SMALL, "relabel.env_steps=1024", "online.steps=2048")
     with pytest.raises(KeyboardInterrupt):
         run(ctx, "random-play")
     (play,), num_envs = played, ctx.config.online.ppo.num_envs
@@ -231,10 +231,11 @@ def test_held_out_frames_need_no_actions(context: MakeContext, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("steps", [256, 255])
-def test_play_that_leaves_no_step_for_ppo_is_a_usage_error(context: MakeContext, steps: int) -> None:
+@pytest.mark.parametrize("stage", ["random-play", "online-relabel"])
+def test_play_that_leaves_no_step_for_ppo_is_a_usage_error(context: MakeContext, stage: str, steps: int) -> None:
     ctx = context(*_SMALL, f"online.steps={steps}")
     with pytest.raises(UsageError, match=r"takes 256 of the 25[56] environment steps: lower relabel\.env_steps or"):
-        run(ctx, "online-relabel")
+        run(ctx, stage)
 
 
 class _Restless(VecEnv):
@@ -316,11 +317,13 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
 
     if during == "between":
         monkeypatch.setattr(online_relabel, "ClonedAgent", _interrupt)
-    shutil.rmtree(broken.data_dir / "maze" / "latents")  # Else it finds the actions of all frames.
+    inferred = broken.data_dir / "maze" / "latents"
+    shutil.rmtree(inferred)
     with pytest.raises(KeyboardInterrupt):
         run_both(replace(broken, progress=_Interrupt(during)))
     monkeypatch.undo()
     run_both(broken)
+    shutil.rmtree(inferred)  # Else the other one would find the actions of all frames there.
     run_both(unbroken)
     for folder in ("random-play", "online-relabel/idm", "online-relabel/clone", "online-relabel"):
         one, other = _weights(unbroken, folder), _weights(broken, folder)

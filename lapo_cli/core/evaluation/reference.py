@@ -1,7 +1,7 @@
 """What the presets gave when the maintainers of lapo ran them, to be shown beside a person's own results.
 
 ``lapo_cli/results/PRESET.json`` is a summary made of the ``summary.json`` of several runs, with what made the rows of
-each game: commit, device, and the overrides of today's preset that give the configuration that was run, or None where
+each game: commits, device, and the overrides of today's preset that give the configuration that was run, or None where
 today's code cannot be configured so.
 """
 

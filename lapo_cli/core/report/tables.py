@@ -67,7 +67,7 @@ def policy_rows(run: RunResults, game: str) -> list[Row]:
 
 
 def summarize(run: RunResults, failures: list[Failure], folder: Path, only: str | None = None) -> Summary:
-    """The table of a run's policies, pooled over training seeds and for each by itself.
+    """The table of a run's policies, as they were last evaluated, pooled over training seeds and for each by itself.
 
     Args:
         failures: what could not be finished, to be noted in it.

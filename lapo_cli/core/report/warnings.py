@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lapo_cli.core.report.results import RunResults, SeedResults, StageRun, trusted_steps
+from lapo_cli.core.training.networks import RANDOM_PLAY
 
 LEAST_CODES = 0.1
 """Share of the codes in use below which a codebook has collapsed."""
@@ -100,7 +101,7 @@ def _training(where: str, stage: StageRun) -> Iterator[Notice]:
             yield Notice(
                 where,
                 f"The loss of the {stage.label} never fell: {first:.4g} at first, {last:.4g} at the end.",
-                f"Change its learning rate, or train for longer ({_section(stage)}.lr, {_section(stage)}.steps).",
+                "Change its learning rate, or train for longer ({}, {}).".format(*_settings(stage)),
             )
     errors = stage.curve("val/normalized_mse")[1]
     if errors and errors[-1] > MOST_LATENT_ERROR:
@@ -111,8 +112,12 @@ def _training(where: str, stage: StageRun) -> Iterator[Notice]:
         )
 
 
-def _section(stage: StageRun) -> str:
-    return "stage1" if "idm" in stage.name else "stage2"
+def _settings(stage: StageRun) -> tuple[str, str]:
+    """The keys of its learning rate and of its number of steps."""
+    if stage.name == RANDOM_PLAY:
+        return "stage1.lr", "relabel.idm_steps"
+    section = "stage1" if "idm" in stage.name else "stage2"
+    return f"{section}.lr", f"{section}.steps"
 
 
 def _latent_actions(where: str, idm: StageRun) -> Iterator[Notice]:

@@ -28,8 +28,8 @@ from lapo_cli.core.training.networks import (
     model_of,
 )
 from lapo_cli.core.training.ppo_loop import PPOLoop, agent_policy
-from lapo_cli.core.training.random_play import env_steps, play
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment, require_stage, run_part, stage_seed
+from lapo_cli.core.training.random_play import env_steps, needs_steps, play
+from lapo_cli.core.training.stage import STAGES, Stage, require_stage, run_part, stage_seed
 
 _NAME = "online-relabel"
 
@@ -49,15 +49,6 @@ def _run(ctx: Context, stage: StageDir) -> dict[str, Any]:
     results = PPOLoop(ctx, stage, f"stage 3 {_NAME}", agent, groups, config, before=before).run()
     stage.save_weights({"agent": agent}, header(ctx, stage, env_steps=results["env_steps"]))
     return {**results, "idm": of_idm, "clone": of_clone}
-
-
-def _applicable(ctx: Context) -> str | None:
-    played, steps = env_steps(ctx), ctx.config.online.steps
-    reason = (
-        f"its random play takes {played:,} of the {steps:,} environment steps: lower relabel.env_steps or raise "
-        "online.steps"
-    )
-    return needs_environment(ctx) or (reason if played >= steps else None)
 
 
 def _fine_tune(ctx: Context, folder: StageDir) -> dict[str, Any]:
@@ -88,7 +79,7 @@ STAGES.register(
         ),
         requires=(IDM, POLICY, RANDOM_PLAY),
         reads=("train", "test"),
-        applicable=_applicable,
+        applicable=needs_steps,
         policies=partial(agent_policy, direct_agent_of),
         build_agent=direct_agent_of,
         in_chain="never",

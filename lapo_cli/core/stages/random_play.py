@@ -11,8 +11,8 @@ from lapo_cli.core.run_dir import StageDir
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import inferred_actions, train_inverse_dynamics
 from lapo_cli.core.training.networks import RANDOM_PLAY
-from lapo_cli.core.training.random_play import env_steps, play
-from lapo_cli.core.training.stage import STAGES, Stage, needs_environment
+from lapo_cli.core.training.random_play import env_steps, needs_steps, play
+from lapo_cli.core.training.stage import STAGES, Stage
 
 _LABEL = "inverse dynamics model of random play"
 
@@ -37,7 +37,7 @@ STAGES.register(
             *("relabel.env_steps", "relabel.idm_steps", "relabel.idm_network", "online.ppo.num_envs"),
         ),
         reads=("train", "test"),
-        applicable=needs_environment,
+        applicable=needs_steps,
         in_chain="never",
         order=42,
         kept_frames=lambda config: config.relabel.env_steps,

@@ -24,7 +24,7 @@ from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.stage import stage_seed
 
 CHUNK = 512
-_KEPT = 16
+_KEPT = 48  # of a game; a training with baselines makes up to eight
 
 
 @torch.no_grad()

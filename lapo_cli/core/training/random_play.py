@@ -9,13 +9,23 @@ from lapo_cli.core.data.store import Video
 from lapo_cli.core.errors import BrokenEnvironmentError
 from lapo_cli.core.training.context import Context
 from lapo_cli.core.training.inverse_dynamics import LabelledVideo
-from lapo_cli.core.training.stage import stage_seed
+from lapo_cli.core.training.stage import needs_environment, stage_seed
 
 
 def env_steps(ctx: Context) -> int:
     """How many environment steps are played; a window takes two of each environment."""
     num_envs = ctx.config.online.ppo.num_envs
     return max(2, ctx.config.relabel.env_steps // num_envs) * num_envs
+
+
+def needs_steps(ctx: Context) -> str | None:
+    """Why it cannot be played, or leaves nothing for the training after it, for :attr:`Stage.applicable`."""
+    played, steps = env_steps(ctx), ctx.config.online.steps
+    reason = (
+        f"its random play takes {played:,} of the {steps:,} environment steps: lower relabel.env_steps or raise "
+        "online.steps"
+    )
+    return needs_environment(ctx) or (reason if played >= steps else None)
 
 
 def play(ctx: Context) -> LabelledVideo:

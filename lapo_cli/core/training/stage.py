@@ -81,7 +81,7 @@ class Stage:
         in_chain: whether ``run-all`` includes it: always, only with ``--baselines``, or never.
         order: its place in ``run-all`` and in tables.
         trainings: how many agents and models it trains, one after another; where several stages can start side by
-            side, those with most start first.
+            side, those with most start first, after those that others need.
         config: the class of a section ``plugins.<name>`` of its own; for stages that plugins add.
         configure: the configuration that it works with, from the run's.
         variant: of the context that it works in, see :class:`Context`.
