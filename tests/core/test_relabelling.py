@@ -20,6 +20,7 @@ from lapo_cli.core.config import Config
 from lapo_cli.core.data.batches import gather_windows
 from lapo_cli.core.envs.base import ENVIRONMENTS, EnvSpec, VecEnv
 from lapo_cli.core.errors import BrokenEnvironmentError, UsageError
+from lapo_cli.core.interrupts import interrupting
 from lapo_cli.core.models.frames import normalize
 from lapo_cli.core.models.impala import CompactTrunk, ImpalaTrunk
 from lapo_cli.core.pipeline import Options, run_all
@@ -319,7 +320,7 @@ def test_an_interrupted_run_ends_as_an_unbroken_one(
         monkeypatch.setattr(online_relabel, "ClonedAgent", _interrupt)
     inferred = broken.data_dir / "maze" / "latents"
     shutil.rmtree(inferred)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupting():  # As the command line; a shell may have SIGINT ignored.
         run_both(replace(broken, progress=_Interrupt(during)))
     monkeypatch.undo()
     run_both(broken)
