@@ -417,7 +417,8 @@ class Config(Section):
     checkpoint_seconds: float = Field(60.0, ge=0, description="Seconds between checkpoints of a training stage.")
     extra_stages: tuple[str, ...] = Field(
         default=(),
-        description="Stages that run-all adds to the paper's, with those that they need: [relabel,online-relabel].",
+        description="Stages that run-all adds to the paper's, with those that they need; for example "
+        "[relabel,online-relabel].",
     )
     data: DataConfig = DataConfig()
     # Not built when this module is imported: the modules of quantizers and policy targets import this one.

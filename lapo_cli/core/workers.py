@@ -69,11 +69,11 @@ def side_by_side(
     Yields:
         Each piece as it ends, and what it failed with, or None.
     """
-    queue = _Queue(works, after)
+    waiting = _Queue(works, after)
     if len(devices) == 1:
-        yield from _one_by_one(queue, devices[0], progress)
+        yield from _one_by_one(waiting, devices[0], progress)
     else:
-        yield from _in_processes(queue, devices, progress, threads or (lambda work: _threads() // len(devices)))
+        yield from _in_processes(waiting, devices, progress, threads or (lambda work: _threads() // len(devices)))
 
 
 def _threads() -> int:
