@@ -1,7 +1,7 @@
 """The tables of the report: policies, statistics over games, stages, and configuration."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +39,9 @@ def pooled(seeds: Sequence[SeedResults]) -> dict[Key, list[Policy]]:
     return found
 
 
-def policy_rows(run: RunResults, game: str) -> list[Row]:
-    """A row for every policy of a game, pooled over training seeds, in the order of tables."""
-    seeds = run.of(game)
+def policy_rows(run: RunResults, game: str, number: int | None = None) -> list[Row]:
+    """A row for every policy of a game, in the order of tables, pooled over training seeds or of seed ``number``."""
+    seeds = [seed for seed in run.of(game) if number in (None, seed.seed)]
     # All seeds of a game see the same demonstrations.
     of = {key: found[: 1 if key[0] == DEMONSTRATIONS else None] for key, found in pooled(seeds).items()}
     estimates = {key: mean_return([policy.returns for policy in policies]) for key, policies in of.items()}
@@ -75,16 +75,14 @@ def summarize(run: RunResults, failures: list[Failure], folder: Path, only: str 
         only: leave out the policies of all stages but this one.
     """
     rows = _rows(run, only)
-    numbers = sorted({seed.seed for seed in run.seeds})
-    of_seed = {number: [seed for seed in run.seeds if seed.seed == number] for number in numbers}
-    by_seed = {number: _rows(replace(run, seeds=seeds), only) for number, seeds in of_seed.items()}
+    by_seed = {number: _rows(run, only, number) for number in sorted({seed.seed for seed in run.seeds})}
     notes = [note for seed in run.seeds for note in _health(seed)]
     notes += [_SHARE_NOTE] if any(row.share is not None for row in rows) else []
     return Summary(with_mean_of_games(rows), by_seed, notes, failures, folder)
 
 
-def _rows(run: RunResults, only: str | None) -> list[Row]:
-    rows = (row for game in run.games for row in policy_rows(run, game))
+def _rows(run: RunResults, only: str | None, number: int | None = None) -> list[Row]:
+    rows = (row for game in run.games for row in policy_rows(run, game, number))
     return [row for row in rows if only in (None, row.stage) or not row.stage]
 
 
